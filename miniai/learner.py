@@ -300,7 +300,7 @@ class MetricsCB(Callback):
         "What is done with an epoch's numbers: shown. Override it to send them elsewhere, and call `super()._log(d)` to show them too"
         self.show({k: f'{v:.4g}' if isinstance(v, float) else v for k,v in d.items()})
 
-# %% ../nbs/09_learner.ipynb #e6f04c22
+# %% ../nbs/09_learner.ipynb #70b5fe4a
 def _bars():
     "fastprogress's bars for a notebook or a terminal; None where output goes to a file or a pipe"
     from fastprogress import master_bar, progress_bar
@@ -311,7 +311,7 @@ class ProgressCB(Callback):
     order = 10
     def __init__(self,
         plot=False,   # draw the losses while they come (in a notebook)
-        every=0.3,    # seconds between looks at the loss
+        every=0.3,    # seconds between looks at the loss, where looking makes the CPU wait for the device
     ): self.plot, self.every = plot, every
     def before_fit(self, learn):
         self.bars, self.mbar, self.names = _bars(), None, None
@@ -329,7 +329,7 @@ class ProgressCB(Callback):
         if self.mbar: learn.dl = self.bar = self.bars[1](learn.dl, total=n, leave=False, parent=self.mbar)
     def after_batch(self, learn):
         if learn.training: self.n_seen += 1
-        if not self.mbar or time.perf_counter() < self.look_at: return
+        if not self.mbar or (learn.loss.device.type != 'cpu' and time.perf_counter() < self.look_at): return
         loss = float(learn.loss.detach().float().mean()); self.bar.comment = f'{loss:.3f}'
         if learn.training: self.losses.append((self.n_seen, loss)); self._graph()
         self.look_at = time.perf_counter() + self.every
@@ -338,7 +338,7 @@ class ProgressCB(Callback):
         self.val_losses.append((self.n_seen, learn.metrics.loss.compute())); self._graph(now=True)
     def _graph(self, now=False):
         "Draw the curves, but never spend more than a thirtieth of the time on it"
-        if not self.plot or not fc.IN_NOTEBOOK or not self.losses or (not now and time.perf_counter() < self.draw_at): return
+        if not self.plot or not fc.IN_NOTEBOOK or len(self.losses) < 2 or (not now and time.perf_counter() < self.draw_at): return
         t = time.perf_counter()
         self.mbar.update_graph([list(zip(*l)) for l in (self.losses, self.val_losses) if l])
         self.mbar.graph_ax.set(title='Loss', xlabel='training batches', ylabel='loss')
