@@ -349,7 +349,7 @@ class ProgressCB(Callback):
             if hasattr(self, 'bar') and not fc.IN_NOTEBOOK: self.bar.on_iter_end()
             self.mbar.on_iter_end()
 
-# %% ../nbs/09_learner.ipynb #4bf86aba
+# %% ../nbs/09_learner.ipynb #97a90b56
 class LRFinderCB(Callback):
     "Multiplies the learning rate each batch until the loss explodes; gives the weights back and plots the losses"
     order = FiniteLossCB.order-1      # it ends the sweep itself when the loss is no longer finite
@@ -375,15 +375,17 @@ class LRFinderCB(Callback):
         _,ax = plt.subplots(figsize=(5,3)); ax.plot(self.lrs, self.losses); ax.set_xscale('log')
         ax.set(title='Learning rate finder', xlabel='learning rate', ylabel='loss')
 
-@fc.patch
-def lr_find(self:Learner,
+def lr_find(
+    learn,          # a `Learner`; this is also its method
     gamma=1.3,      # factor for each batch
     max_mult=3,     # stop when the loss is this many times its minimum
     start_lr=1e-5,  # where the sweep begins
     max_epochs=10,  # where it ends if nothing explodes
 ):
     "Plot the loss against the learning rate; the weights are afterwards what they were"
-    self.fit(max_epochs, valid=False, cbs=LRFinderCB(gamma, max_mult), lr=start_lr)
+    learn.fit(max_epochs, valid=False, cbs=LRFinderCB(gamma, max_mult), lr=start_lr)
+
+Learner.lr_find = lr_find
 
 # %% ../nbs/09_learner.ipynb #93c98570
 def _pack(o, tensors):
