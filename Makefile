@@ -12,7 +12,7 @@ export PYTHONWARNINGS := ignore:IProgress not found
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.run $(VENV)/.data  ## train a few minutes, sample, score, draw
-	$(BIN)/python -m miniai.cli quickstart
+	$(BIN)/miniai_quickstart
 
 test: sync smoke pytest                 ## all that there is to test; ends with pytest's line
 

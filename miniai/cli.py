@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['small_unet', 'ddpm_learner', 'train', 'timed_samples', 'draw_strip', 'quickstart']
 
-# %% ../nbs/30_cli.ipynb #a44dab26
+# %% ../nbs/30_cli.ipynb #1ff77fe8
 import time
 from functools import partial
 from pathlib import Path
@@ -17,14 +17,14 @@ from fastcore.script import call_parse
 from torch import optim
 from torch.optim import lr_scheduler
 
-from .core import Table, at_scale, device_name, log_record, run_scale, save, set_seed, versions
+from .core import Table, at_scale, device_name, log_record, save, set_seed, versions
 from .datasets import fashion_dls, show_images
 from .ddpm import DDPMCB, ddpm_schedule, sample_ddpm
 from .learner import CheckpointCB, DeviceCB, Learner, MetricsCB, ProgressCB
 from .sgd import BatchSchedCB
 from .unet import UNet, load_unet
 
-# %% ../nbs/30_cli.ipynb #c24b8de4
+# %% ../nbs/30_cli.ipynb #041159d5
 def small_unet(
     channels=1,  # of the images
 ):
@@ -50,12 +50,13 @@ def train(
     bs:int=128,        # images in a batch
     seed:int=42,       # of the weights, the order and the noise
     n_train:int=None,  # use only the first so many images
+    n_valid:int=None,  # likewise of the test images
     out:str='checkpoints/ddpm',  # weights go to `<out>.safetensors`, their card to `<out>.json`
     every:int=100,     # write a checkpoint after so many batches
 ):
     "Train a DDPM on Fashion-MNIST (or `MINIAI_DATA`) and save weights and card; a killed run goes on where it was"
     set_seed(seed); start = time.time()
-    dls = fashion_dls(bs, n_train)
+    dls = fashion_dls(bs, n_train, n_valid)
     learn = ddpm_learner(dls, epochs, lr, cbs=[ProgressCB()])
     learn.fit(epochs, cbs=CheckpointCB(f'{out}-checkpoint', every=every))
     return save(learn.model, out, dtype=torch.float16, model='UNet', config=learn.model.config, recipe='miniai.cli.train',
@@ -88,7 +89,20 @@ def draw_strip(
     fig = show_images(rows, nrows=2*n, titles=[f't={t}' for t in ts] + ['']*((2*n-1)*len(ts)), imsize=0.9, vrange=(-1,1), return_fig=True)
     fig.savefig(path, dpi=100, bbox_inches='tight'); plt.close(fig)
 
-# %% ../nbs/30_cli.ipynb #fff77cf3
+# %% ../nbs/30_cli.ipynb #52ff9313
+def _train_briefly(steps, dls):
+    "A learner after about `steps` training steps, and the seconds that took"
+    epochs = max(1, round(steps/len(dls.train))); start = time.time()
+    learn = ddpm_learner(dls, epochs, cbs=[ProgressCB()])
+    print(f'training a new U-Net: {len(dls.train)*epochs} steps of {dls.train.bs} images, {epochs} epoch(s), on {device_name()}')
+    learn.fit(epochs)
+    return learn, time.time()-start
+
+def _valid_loss(model, dls):
+    "The validation loss of a model; times and noises are the same for every model"
+    learn = ddpm_learner(dls, 1, model=model); learn.fit(1, train=False)
+    return learn.metrics.history[-1]['loss']
+
 @call_parse
 def quickstart(
     steps:int=None,    # training steps of 128 images; None: 240 at cpu scale, 2,000 at gpu scale
@@ -97,19 +111,19 @@ def quickstart(
     out:str='.',       # where samples.png, strip.png and quickstart.jsonl go
 ):
     "Train a small diffusion U-Net for a few minutes, sample with it and with the shipped one, and draw both"
-    steps = steps or at_scale(2, 240, 2000); T = at_scale(20, 1000, 1000); out = Path(out)
-    set_seed(seed); dls = fashion_dls(128, 128*steps); start = time.time()
-    learn = ddpm_learner(dls, epochs := max(1, 128*steps//len(dls.train.x)), cbs=[ProgressCB()])
-    print(f'training a new U-Net: {len(dls.train)*epochs} steps of {min(128, len(dls.train.x))} images, {epochs} epoch(s), on {device_name()}')
-    learn.fit(epochs); seconds = time.time()-start
-    shipped,card = load_unet(); rows, pics, schedule = [], [], ddpm_schedule(T)
-    for name,net,secs,loss in ((f"shipped, {card['epochs']} epochs", shipped, card['seconds'], card['history'][-1]['loss']), ('trained just now', learn.model, seconds, learn.metrics.history[-1]['loss'])):
+    steps = steps or at_scale(2, 240, 2000); T = at_scale(20, 1000, 1000); out = Path(out); set_seed(seed)
+    dls = fashion_dls(128, 128*steps, at_scale(64, 2000, 10_000))
+    learn,secs = _train_briefly(steps, dls); shipped,card = load_unet()
+    nets = {f"shipped, {card['epochs']} epochs": (shipped, card['seconds']), 'trained just now': (learn.model, secs)}
+    keep = {int(T*f) for f in (.99, .8, .6, .4, .3, .2, .15, .1, .05, .02, 0)}; rows,pics = [],[]
+    for name,(net,secs) in nets.items():
         print(f'sampling {n} images in {T} steps: {name}')
-        ims,kept,t = timed_samples(net, n, schedule, keep=[int(T*f) for f in (.99, .8, .6, .4, .3, .2, .15, .1, .05, .02, 0)], seed=seed)
-        if not pics: draw_strip(kept, out/'strip.png', n=min(3, n))
-        pics.append(ims); rows.append(dict(model=name, loss=loss, train_s=round(secs), sampler='DDPM', nfe=T, n=n, sample_s=round(t)))
-    fig = show_images(torch.cat(pics), nrows=4, titles=[r['model'] if i == 0 else '' for r in rows for i in range(n)], imsize=0.9, return_fig=True)
+        ims,kept,t = timed_samples(net, n, ddpm_schedule(T), keep=keep, seed=seed); pics.append(ims)
+        if net is shipped: draw_strip(kept, out/'strip.png', n=min(3, n))
+        rows.append(dict(model=name, train_s=round(secs), loss=_valid_loss(net, dls), n_valid=len(dls.valid.x), sampler='DDPM', nfe=T, n=n, sample_s=round(t)))
+        log_record(out/'quickstart.jsonl', seed=seed, **rows[-1])
+    titles = [r['model'] if i == 0 else '' for r in rows for i in range(n)]
+    fig = show_images(torch.cat(pics), nrows=4, titles=titles, imsize=0.9, return_fig=True)
     fig.savefig(out/'samples.png', dpi=100, bbox_inches='tight'); plt.close(fig)
-    for r in rows: log_record(out/'quickstart.jsonl', seed=seed, **r)
-    print(Table(rows, dict(model='model', loss='validation loss', train_s='training, s', sampler='sampler', nfe='NFE', n='n', sample_s='sampling, s')))
-    print(f"wrote {out/'samples.png'} and {out/'strip.png'}; for scores with their floor open notebook 18_fid, for how it works 15_DDPM")
+    print(Table(rows, dict(model='model', train_s='training, s', loss='validation loss', n_valid='on n', sampler='sampler', nfe='NFE', n='n', sample_s='sampling, s')))
+    print(f"wrote {out/'samples.png'} and {out/'strip.png'}; how it works: nbs/15_DDPM.ipynb; how good it is: nbs/18_fid.ipynb")

@@ -97,7 +97,7 @@ def at_scale(
     "Whichever of the three belongs to this run's scale"
     return dict(smoke=smoke, cpu=cpu, gpu=gpu)[run_scale()]
 
-# %% ../nbs/00_core.ipynb #96fbaaf6
+# %% ../nbs/00_core.ipynb #a8961ada
 def write_atomic(
     path,   # the file to write
     write,  # called with a temporary path in the same folder; must create that file
@@ -113,6 +113,7 @@ def write_atomic(
 def save(
     model,         # a module, or a dict of tensors
     path,          # 'x' or 'x.safetensors'; the card goes to 'x.json'
+    /,             # (so that a card may have entries of these names)
     dtype=None,    # store floating-point weights in this type, e.g. torch.float16
     **config,      # whatever a reader of the card should know; must be JSON
 ):

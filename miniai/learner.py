@@ -7,7 +7,7 @@ __all__ = ['VERBS', 'CancelFitException', 'CancelEpochException', 'CancelBatchEx
            'Learner', 'FiniteLossCB', 'compute_loss', 'TrainCB', 'TrainLearner', 'MomentumLearner', 'DeviceCB',
            'SingleBatchCB', 'n_items', 'Mean', 'MetricsCB', 'ProgressCB', 'LRFinderCB', 'lr_find', 'CheckpointCB']
 
-# %% ../nbs/09_learner.ipynb #ec1e725c
+# %% ../nbs/09_learner.ipynb #a1e3d861
 import copy, json, math, random, sys, time
 from contextlib import contextmanager
 from functools import partial, wraps
@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import safetensors.torch as st
 import torch
+from fastcore.basics import patch
 from torch import optim
 from torch.optim.lr_scheduler import ExponentialLR
 from safetensors import safe_open
@@ -63,9 +64,7 @@ def with_cbs(
         return _f
     return _wrap
 
-# %% ../nbs/09_learner.ipynb #761c8ea9
-VERBS = 'predict', 'get_loss', 'backward', 'step', 'zero_grad'
-
+# %% ../nbs/09_learner.ipynb #0b6bac14
 class Learner:
     "Model, data, loss and optimiser, joined by a loop that never changes; all else is callbacks"
     def __init__(self,
@@ -78,31 +77,6 @@ class Learner:
     ):
         self.model,self.dls,self.loss_func,self.lr,self.opt_func = model,dls,loss_func,lr,opt_func
         self.cbs = fc.L(cbs); self.opt = None
-
-    @with_cbs('batch')
-    def _one_batch(self):
-        self.predict();       self.callback('after_predict')
-        self.get_loss();      self.callback('after_loss')
-        if self.training:
-            self.backward();  self.callback('after_backward')
-            self.step();      self.callback('after_step')
-            self.zero_grad()
-
-    @with_cbs('epoch')
-    def _one_epoch(self):
-        for self.iter,self.batch in enumerate(self.dl): self._one_batch()
-
-    def one_epoch(self, training):
-        "Go once through the training or the validation batches"
-        self.training = training; self.model.train(training)
-        self.dl = self.dls.train if training else self.dls.valid
-        with torch.set_grad_enabled(training): self._one_epoch()
-
-    @with_cbs('fit')
-    def _fit(self, train, valid):
-        for self.epoch in self.epochs:
-            if train: self.one_epoch(True)
-            if valid: self.one_epoch(False)
 
     def fit(self,
         n_epochs=1,  # times through the data
@@ -117,11 +91,43 @@ class Learner:
             if self.opt_func: self.opt = self.opt_func(self.model.parameters(), self.lr if lr is None else lr)
             self._fit(train, valid)
 
-    def callback(self, method_nm):
+    def callback(self, method_nm):  # the event, e.g. 'after_loss'
         "Run an event on all callbacks"
         run_cbs(self.cbs, method_nm, self)
 
-# %% ../nbs/09_learner.ipynb #2c5d3138
+# %% ../nbs/09_learner.ipynb #d2034886
+@patch
+@with_cbs('fit')
+def _fit(self:Learner, train, valid):
+    for self.epoch in self.epochs:
+        if train: self.one_epoch(True)
+        if valid: self.one_epoch(False)
+
+@patch
+def one_epoch(self:Learner, training):  # train, or validate?
+    "Go once through the training or the validation batches"
+    self.training = training; self.model.train(training)
+    self.dl = self.dls.train if training else self.dls.valid
+    with torch.set_grad_enabled(training): self._one_epoch()
+
+@patch
+@with_cbs('epoch')
+def _one_epoch(self:Learner):
+    for self.iter,self.batch in enumerate(self.dl): self._one_batch()
+
+@patch
+@with_cbs('batch')
+def _one_batch(self:Learner):
+    self.predict();       self.callback('after_predict')
+    self.get_loss();      self.callback('after_loss')
+    if self.training:
+        self.backward();  self.callback('after_backward')
+        self.step();      self.callback('after_step')
+        self.zero_grad()
+
+# %% ../nbs/09_learner.ipynb #c9197913
+VERBS = 'predict', 'get_loss', 'backward', 'step', 'zero_grad'
+
 def _check_data(dls, train, valid):
     "Raise unless every loader that will be used has a batch"
     for use,nm in ((train, 'train'), (valid, 'valid')):
@@ -134,7 +140,7 @@ def _providers(learn, verb):
     own = [learn] if hasattr(type(learn), verb) else []
     return own + [cb for cb in learn.cbs if hasattr(cb, verb)]
 
-@fc.patch
+@patch
 def _bind_verbs(self:Learner):
     "Give the learner its five verbs; raises `ValueError` unless each has exactly one provider"
     for verb in VERBS:
@@ -143,12 +149,12 @@ def _bind_verbs(self:Learner):
         if len(who) > 1: raise ValueError(f'{names} both provide `{verb}`; exactly one may: remove the other, or make one of them inherit from the other')
         if who[0] is not self: setattr(self, verb, partial(getattr(who[0], verb), self))
 
-@fc.patch
+@patch
 @contextmanager
 def _ready(self:Learner, extra, train, valid):
     "The learner with `extra` callbacks and its verbs bound; both are taken away again, whatever happens"
     before = self.cbs
-    self.cbs = fc.L([*before, *extra, FiniteLossCB()])
+    self.cbs = [*before, *extra, FiniteLossCB()]
     try:
         _check_data(self.dls, train, valid); self._bind_verbs()
         yield
@@ -156,7 +162,7 @@ def _ready(self:Learner, extra, train, valid):
         for verb in VERBS: self.__dict__.pop(verb, None)
         self.cbs = before
 
-# %% ../nbs/09_learner.ipynb #e600ac91
+# %% ../nbs/09_learner.ipynb #d16368f2
 class FiniteLossCB(Callback):
     "Always there: stops the fit with `FloatingPointError` when a training loss is NaN or infinite"
     order = -50
@@ -167,9 +173,9 @@ class FiniteLossCB(Callback):
     def after_loss(self, learn):
         loss = learn.loss
         if not learn.training or not isinstance(loss, torch.Tensor) or loss.numel() != 1: return
-        loss = loss.detach().float().view(()); every = self.every or (1 if loss.device.type == 'cpu' else 20)
+        loss = loss.detach(); every = self.every or (1 if loss.device.type == 'cpu' else 20)
         if every == 1 and math.isfinite(v := loss.item()): self.state = v, -1.; return
-        self._track(loss, learn.iter)
+        self._track(loss.float().view(()), learn.iter)
         if learn.iter % every == every-1 or every == 1: self._look(learn)
     def _track(self, loss, i):
         "On the device: the last finite loss, and the first batch that was not"
@@ -183,7 +189,7 @@ class FiniteLossCB(Callback):
                                  'lower the learning rate, warm it up, or clip the gradients')
     def after_epoch(self, learn): self._look(learn)
 
-# %% ../nbs/09_learner.ipynb #19589aca
+# %% ../nbs/09_learner.ipynb #112282f3
 _same_shape = ('mse_loss', 'l1_loss', 'smooth_l1_loss', 'huber_loss', 'binary_cross_entropy', 'binary_cross_entropy_with_logits',
                'MSELoss', 'L1Loss', 'SmoothL1Loss', 'HuberLoss', 'BCELoss', 'BCEWithLogitsLoss')
 
@@ -219,6 +225,7 @@ class TrainLearner(Learner):
     def step(self): self.opt.step()
     def zero_grad(self): self.opt.zero_grad()
 
+# %% ../nbs/09_learner.ipynb #c5468a06
 class MomentumLearner(TrainLearner):
     "A `TrainLearner` that keeps a share of each gradient instead of zeroing it: momentum in one line"
     def __init__(self,
@@ -253,7 +260,7 @@ class SingleBatchCB(Callback):
     order = 100
     def after_batch(self, learn): raise CancelFitException()
 
-# %% ../nbs/09_learner.ipynb #26917509
+# %% ../nbs/09_learner.ipynb #3cf4a8fe
 def n_items(
     batch,  # tensors in any nesting
 ):
@@ -270,10 +277,12 @@ class Mean:
         val,       # a number or a tensor; of a tensor with several elements the mean counts
         weight=1,  # e.g. the number of items in the batch
     ):
-        val = torch.as_tensor(val).detach(); val = val.float().mean()
+        val = torch.as_tensor(val).detach()
+        if val.ndim: val = val.float().mean()
         self.total = self.total + (val.double() if val.device.type != 'mps' else val)*weight; self.weight += weight
     def compute(self): return float(self.total/self.weight) if self.weight else math.nan
 
+# %% ../nbs/09_learner.ipynb #398278d9
 class MetricsCB(Callback):
     "Averages the loss and any metrics over each epoch, and hands them to `_log` as a dict; keeps them all in `history`"
     def __init__(self,
@@ -296,19 +305,22 @@ class MetricsCB(Callback):
         d = {k: float(m.compute()) for k,m in self.all_metrics.items()}
         d |= dict(epoch=learn.epoch, train='train' if learn.training else 'eval')
         self.history.append(d); self._log(d)
+    def state_dict(self): return {'history': self.history}
+    def load_state_dict(self, state): self.history = state['history']
     def _log(self, d):
         "What is done with an epoch's numbers: shown. Override it to send them elsewhere, and call `super()._log(d)` to show them too"
         self.show({k: f'{v:.4g}' if isinstance(v, float) else v for k,v in d.items()})
 
-# %% ../nbs/09_learner.ipynb #70b5fe4a
+# %% ../nbs/09_learner.ipynb #3a5aea19
 def _bars():
     "fastprogress's bars for a notebook or a terminal; None where output goes to a file or a pipe"
     from fastprogress import master_bar, progress_bar
     return (master_bar, progress_bar) if fc.IN_NOTEBOOK or sys.stdout.isatty() else None
 
+# %% ../nbs/09_learner.ipynb #e0fbfa95
 class ProgressCB(Callback):
     "A progress bar, a table of metrics, and live loss curves, through fastprogress"
-    order = 10
+    order, mbar = 10, None
     def __init__(self,
         plot=False,   # draw the losses while they come (in a notebook)
         every=0.3,    # seconds between looks at the loss, where looking makes the CPU wait for the device
@@ -318,7 +330,7 @@ class ProgressCB(Callback):
         self.losses, self.val_losses, self.n_seen, self.look_at, self.draw_at = [], [], 0, 0., 0.
         if self.bars: learn.epochs = self.mbar = self.bars[0](learn.epochs)
         if hasattr(learn, 'metrics'): self.show_was, learn.metrics.show = learn.metrics.show, self.write
-    def write(self, d):
+    def write(self, d):  # name → value, as `MetricsCB` makes it
         "Add a row to the table"
         for row in ([list(d)] if self.names is None else []) + [[str(v) for v in d.values()]]:
             if self.mbar: self.mbar.write(row, table=True)
@@ -329,25 +341,29 @@ class ProgressCB(Callback):
         if self.mbar: learn.dl = self.bar = self.bars[1](learn.dl, total=n, leave=False, parent=self.mbar)
     def after_batch(self, learn):
         if learn.training: self.n_seen += 1
-        if not self.mbar or (learn.loss.device.type != 'cpu' and time.perf_counter() < self.look_at): return
-        loss = float(learn.loss.detach().float().mean()); self.bar.comment = f'{loss:.3f}'
+        free = self.plot and learn.loss.device.type == 'cpu'      # a curve of every batch, where that costs nothing
+        if not self.mbar or not (free or time.perf_counter() > self.look_at): return
+        loss = learn.loss.detach().mean().item(); self.bar.comment = f'{loss:.3f}'
         if learn.training: self.losses.append((self.n_seen, loss)); self._graph()
         self.look_at = time.perf_counter() + self.every
     def after_epoch(self, learn):
         if learn.training or not hasattr(learn, 'metrics'): return
         self.val_losses.append((self.n_seen, learn.metrics.loss.compute())); self._graph(now=True)
-    def _graph(self, now=False):
-        "Draw the curves, but never spend more than a thirtieth of the time on it"
-        if not self.plot or not fc.IN_NOTEBOOK or len(self.losses) < 2 or (not now and time.perf_counter() < self.draw_at): return
-        t = time.perf_counter()
-        self.mbar.update_graph([list(zip(*l)) for l in (self.losses, self.val_losses) if l])
-        self.mbar.graph_ax.set(title='Loss', xlabel='training batches', ylabel='loss')
-        self.draw_at = time.perf_counter() + 30*(time.perf_counter()-t)
     def cleanup_fit(self, learn):
         if hasattr(learn, 'metrics') and hasattr(self, 'show_was'): learn.metrics.show = self.show_was
         if self.mbar and self.mbar.main_bar.last_v is not None:     # cancelled or interrupted: the bars are still open
             if hasattr(self, 'bar') and not fc.IN_NOTEBOOK: self.bar.on_iter_end()
             self.mbar.on_iter_end()
+
+# %% ../nbs/09_learner.ipynb #34ad2f0a
+@patch
+def _graph(self:ProgressCB, now=False):
+    "Draw the curves, unless they were drawn a moment ago"
+    if not self.plot or not fc.IN_NOTEBOOK or len(self.losses) < 2 or (not now and time.perf_counter() < self.draw_at): return
+    t = time.perf_counter()
+    self.mbar.update_graph([list(zip(*l)) for l in (self.losses, self.val_losses) if l])
+    self.mbar.graph_ax.set(title='Loss', xlabel='training batches', ylabel='loss')
+    self.draw_at = time.perf_counter() + 30*(time.perf_counter()-t)
 
 # %% ../nbs/09_learner.ipynb #97a90b56
 class LRFinderCB(Callback):
@@ -418,7 +434,7 @@ def _set_rng_state(s):
     random.setstate(s['python']); np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest)); torch.set_rng_state(s['cpu'])
     if s['cuda']: torch.cuda.set_rng_state_all(s['cuda'])
 
-# %% ../nbs/09_learner.ipynb #1f439202
+# %% ../nbs/09_learner.ipynb #151aa41c
 class CheckpointCB(Callback):
     "Saves all that a fit needs to go on exactly where it was; a fit that finds the file goes on from it. Give it to `fit`, not to the learner"
     order = 90
@@ -427,7 +443,11 @@ class CheckpointCB(Callback):
         every=None,  # save after so many batches too; None: at the end of each epoch only
     ): self.path, self.every = Path(path).with_suffix('.safetensors'), every
     def _parts(self, learn): return dict(model=learn.model, opt=learn.opt) | {type(cb).__name__: cb for cb in learn.cbs if hasattr(cb, 'state_dict')}
-    def save(self, learn, epoch, batch):
+    def save(self,
+        learn,  # whose training
+        epoch,  # in which to go on
+        batch,  # of that epoch, with which to go on
+    ):
         "Write the checkpoint, unless a weight is not finite: then the last good one stays, and `FloatingPointError` is raised"
         if not all(p.isfinite().all() for p in learn.model.parameters()): raise FloatingPointError(f'weights are no longer finite in epoch {learn.epoch}; the last good checkpoint is {self.path}')
         state = dict(epoch=epoch, batch=batch, start=self.start, now=_rng_state(), parts={k: o.state_dict() for k,o in self._parts(learn).items()})
