@@ -1,0 +1,81 @@
+"""What the distance costs: ours beside pytorch-fid's and torch-fidelity's on the same statistics, and the memory of a long stream.
+
+All three get the statistics ready-made and the reference's kept from call to call, at d = 2048, paired in one process: each round times
+each of them once, in an order that changes. Run it as `python bench/fid.py`; it appends to results/bench.jsonl."""
+import argparse, random, resource, statistics, time, warnings
+import miniai.core as core     # first: it declares the operators that a torchvision without its library asks for
+import scipy.linalg
+import torch
+from pytorch_fid import fid_score
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+from miniai.fid import Stats, frechet
+
+def sqrtm(a, disp=True):
+    "SciPy's, taking `disp` also where SciPy no longer does: pytorch-fid asks for it"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore'); root = scipy.linalg.sqrtm(a)
+    return root if disp else (root, None)
+
+class WithSqrtm:
+    sqrtm = staticmethod(sqrtm)
+fid_score.linalg = WithSqrtm
+
+def features(n, d, seed):
+    "n×d, float32: correlated, not Gaussian, with variances that fall as those of a network's features do"
+    g = torch.Generator().manual_seed(seed)
+    mix = torch.randn(d, d, generator=torch.Generator().manual_seed(0))/d**0.5 * torch.logspace(0, -1.5, d)
+    return (torch.randn(n, d, generator=g) @ mix + 0.1*torch.randn(n, d, generator=g)).clamp(min=0) + 0.02*seed
+
+def distances(stats, ref):
+    "`{name: function of no arguments}`; each starts from float64 mean and covariance in the form that it wants"
+    m1,c1,m2,c2 = (o.numpy() for o in (stats.mean, stats.cov, ref.mean, ref.cov))
+    theirs = dict(mu=m1, sigma=c1), dict(mu=m2, sigma=c2)
+    def ours():
+        stats.__dict__.pop('factor', None)       # only the reference keeps its factor
+        return frechet(stats, ref)
+    return {'miniai': ours, 'pytorch-fid': lambda: float(fid_score.calculate_frechet_distance(m1, c1, m2, c2)),
+            'torch-fidelity': lambda: fid_statistics_to_metric(*theirs, verbose=False)[KEY_METRIC_FID]}
+
+def time_distances(n, d, n_ref, rounds):
+    "Seconds of each round and the value, by name"
+    ref = Stats(features(n_ref, d, seed=1)); t0 = time.perf_counter(); ref.factor; t_factor = time.perf_counter()-t0
+    fs = distances(Stats(features(n, d, seed=2)), ref); secs = {k: [] for k in fs}; cpu = {k: [] for k in fs}; value = {}
+    for i in range(rounds):
+        for k in random.Random(i).sample(list(fs), len(fs)):
+            t,c = time.perf_counter(), time.process_time()
+            value[k] = fs[k]()
+            secs[k].append(time.perf_counter()-t); cpu[k].append(time.process_time()-c)
+            print(f'round {i+1}: {k:15} {secs[k][-1]:6.2f} s  {value[k]:.10g}', flush=True)
+    return secs, cpu, value, t_factor
+
+def peak_mb(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+
+def stream_memory(n=1_000_000, d=512, chunk=10_000):
+    "Seconds, and how many MB the peak rose while n features were streamed, beyond one chunk of them"
+    x = torch.randn(chunk, d); Stats(x[:100]).cov
+    torch.randn(256, d, dtype=torch.float64).T @ torch.randn(256, d, dtype=torch.float64)     # the library's own buffers
+    before, s, t = peak_mb(), Stats(), time.perf_counter()
+    for i in range(0, n, chunk): s.add(x.normal_())
+    s.cov
+    assert s.n == n
+    return time.perf_counter()-t, peak_mb()-before
+
+def main(rounds=5, d=2048, n=10_000, n_ref=10_000, threads=2):
+    torch.set_num_threads(threads)
+    seconds, grown = stream_memory()         # first, while the peak is still low
+    print(f'streaming 1,000,000×512 features: {seconds:.1f} s, {grown:.0f} MB beyond their chunk')
+    core.log_record(core.results_path('bench'), what='fid: streaming statistics', n=1_000_000, d=512, chunk=10_000, seconds=seconds, mb_beyond_chunk=grown)
+    for n in (n, 512):
+        secs,cpu,value,t_factor = time_distances(n, d, n_ref, rounds)
+        med = {k: statistics.median(v) for k,v in secs.items()}; ratio = {k: med[k]/med['miniai'] for k in med if k != 'miniai'}
+        worst = max(abs(v/value['miniai']-1) for v in value.values())
+        print(f'n={n}, d={d}: ' + ', '.join(f'{r:.1f}× faster than {k}' for k,r in ratio.items()) + f'; values agree to {worst:.1e}')
+        core.log_record(core.results_path('bench'), what='fid: distance', n=n, n_ref=n_ref, d=d, rounds=rounds, threads=threads, median_seconds=med, ratio=ratio,
+                        median_cpu_seconds={k: statistics.median(v) for k,v in cpu.items()}, factor_seconds=t_factor, values=value, relative_difference=worst,
+                        scipy=scipy.__version__)
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for k,v in dict(rounds=5, d=2048, n=10_000, n_ref=10_000, threads=2).items(): p.add_argument(f'--{k}', type=int, default=v)
+    main(**vars(p.parse_args()))
