@@ -434,7 +434,7 @@ def _set_rng_state(s):
     random.setstate(s['python']); np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest)); torch.set_rng_state(s['cpu'])
     if s['cuda']: torch.cuda.set_rng_state_all(s['cuda'])
 
-# %% ../nbs/09_learner.ipynb #151aa41c
+# %% ../nbs/09_learner.ipynb #3886560c
 class CheckpointCB(Callback):
     "Saves all that a fit needs to go on exactly where it was; a fit that finds the file goes on from it. Give it to `fit`, not to the learner"
     order = 90
@@ -462,7 +462,9 @@ class CheckpointCB(Callback):
     def before_epoch(self, learn):
         if learn.epoch < self.at[0]: raise CancelEpochException()
         if not learn.training: return
-        if self.rng: _set_rng_state(self.start)
+        if self.rng:
+            _set_rng_state(self.start)
+            if self.at[1] == 0: self.rng = None       # nothing to skip: go on from here
         else:
             self.start = _rng_state()
             if learn.epoch: self.save(learn, learn.epoch, 0)
@@ -470,6 +472,8 @@ class CheckpointCB(Callback):
         if not learn.training or not self.rng: return
         if learn.iter < self.at[1]: raise CancelBatchException()
         _set_rng_state(self.rng); self.rng = None
+    def after_epoch(self, learn):
+        if learn.training and self.rng: _set_rng_state(self.rng); self.rng = None      # all its batches were skipped
     def after_batch(self, learn):
         if learn.training and self.every and (learn.iter+1) % self.every == 0: self.save(learn, learn.epoch, learn.iter+1)
     def after_fit(self, learn): self.start = _rng_state(); self.save(learn, learn.n_epochs, 0)
