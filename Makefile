@@ -8,7 +8,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export HF_DATASETS_DISABLE_PROGRESS_BARS := 1
 export PYTHONWARNINGS := ignore:IProgress not found
 
-.PHONY: quickstart test sync smoke pytest bench nbs readme lab clean
+.PHONY: quickstart test sync smoke pytest equations bench nbs readme lab clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.run $(VENV)/.data  ## train a few minutes, sample, score, draw
@@ -39,6 +39,9 @@ nbs: $(VENV)/.dev $(VENV)/.data         ## run notebooks at MINIAI_SCALE and kee
 readme: $(VENV)/.dev                    ## README.md from nbs/index.ipynb, its tables read anew from results/
 	$(MAKE) nbs NB=index
 	$(BIN)/python nbs/readme.py
+
+equations: $(VENV)/.dev                 ## typeset nbs/equations.yml to nbs/images/ (needs node and npm)
+	$(BIN)/python nbs/equations.py
 
 bench: $(VENV)/.dev $(VENV)/.data       ## what the learner costs, and what the loader saves; appends to results/bench.jsonl
 	$(BIN)/python bench/learner.py
