@@ -191,7 +191,7 @@ def read_records(
     recs = [json.loads(l) for l in path.read_text(encoding='utf-8').splitlines()] if path.exists() else []
     return [r for r in recs if all(r.get(k) == v for k,v in where.items())]
 
-# %% ../nbs/00_core.ipynb #1c1fd28a
+# %% ../nbs/00_core.ipynb #d5d215fa
 class Table:
     "Rows shown as a Markdown table: rich in a notebook, aligned text in a terminal"
     def __init__(self,
@@ -206,9 +206,9 @@ class Table:
     def __str__(self):
         cells = [list(self.cols.values()), *self.rows]
         w = [max(len(r[i]) for r in cells) for i in range(len(self.cols))]
-        lines = [' | '.join(c.ljust(n) for c,n in zip(r, w)) for r in cells]
-        lines.insert(1, '-|-'.join('-'*n for n in w))
-        return '\n'.join(f'| {l} |' for l in lines).replace('-|-', '|').replace('| --', '|--').replace('-- |', '--|')
+        lines = ['| ' + ' | '.join(c.ljust(n) for c,n in zip(r, w)) + ' |' for r in cells]
+        lines.insert(1, '|' + '|'.join('-'*(n+2) for n in w) + '|')
+        return '\n'.join(lines)
     __repr__ = __str__
     def _repr_markdown_(self): return str(self)
 

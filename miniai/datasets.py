@@ -200,7 +200,7 @@ class DataLoaders:
         if len(dd) < 2: raise ValueError(f'`from_dd` needs two splits, one to train and one to validate; got {list(dd)}')
         return cls(*(DataLoader(ds, batch_size, shuffle=i==0, collate_fn=collate_dict(ds), **kwargs) for i,ds in enumerate(list(dd.values())[:2])))
 
-# %% ../nbs/05_datasets.ipynb #f36f03dd
+# %% ../nbs/05_datasets.ipynb #7cc81916
 def to_unit(
     x,  # uint8 image(s), 0…255
 ):
@@ -213,6 +213,7 @@ def to_uint8(
     "Bytes 0…255, rounded: the inverse of `to_unit`"
     return x.detach().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
+# %% ../nbs/05_datasets.ipynb #882aaeed
 class TensorLoader:
     "Batches `(images in ±1, labels)` cut from tensors that stay on the device"
     def __init__(self,
@@ -236,6 +237,7 @@ class TensorLoader:
             xb = to_unit(self.x[i])
             yield (xb,) if self.y is None else (xb, self.y[i])
 
+# %% ../nbs/05_datasets.ipynb #790a2519
 def fashion_dls(
     bs=128,             # images in a training batch (validation: twice that)
     n_train=None,       # use only the first so many; None: all
@@ -282,7 +284,7 @@ def show_image(
     if noframe: ax.axis('off')
     return ax
 
-# %% ../nbs/05_datasets.ipynb #20ec58f5
+# %% ../nbs/05_datasets.ipynb #5ac4aa97
 def subplots(
     nrows=1,        # of the grid
     ncols=1,        # of the grid
@@ -315,6 +317,7 @@ def get_grid(
     if title is not None: fig.suptitle(title, size=size)
     return fig,axs
 
+# %% ../nbs/05_datasets.ipynb #d91b2725
 def show_images(
     ims,               # a batch N×C×H×W, or a list of images
     nrows=None,        # None: about square

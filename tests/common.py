@@ -10,6 +10,6 @@ def source(path): return path.read_text(encoding='utf-8')
 def tree(path): return ast.parse(source(path))
 def cells(path, kind='code'): return [c for c in json.loads(source(path))['cells'] if c['cell_type'] == kind and ''.join(c['source']).strip()]
 
-def run_python(code, timeout=120, **env):
+def run_python(code, timeout=300, **env):
     "Run `code` in a fresh interpreter, from the repository's root; returns the finished process"
     return subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=os.environ | env, capture_output=True, text=True, timeout=timeout)

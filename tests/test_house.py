@@ -122,8 +122,8 @@ def test_every_parameter_has_a_docment(path):
     for nm,f in functions(path):
         if KNOWN.fullmatch(f.name): continue
         a = f.args; args = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
-        if '.' in nm and args and args[0].arg in ('self', 'cls'): args = args[1:]
-        bare += [f'{nm}({o.arg})' for o in args if o.arg != 'self' and o.lineno not in has]
+        args = [o for o in args if o.arg not in ('self', 'cls')]
+        bare += [f'{nm}({o.arg})' for o in args if o.lineno not in has]
         lines = [o.lineno for o in args]
         bare += [f'{nm}: one line, several parameters' for _ in [0] if len(set(lines)) < len(lines)]
     assert not bare
@@ -176,3 +176,23 @@ def test_readme_is_the_index():
     sys.path.insert(0, str(ROOT/'nbs'))
     from readme import render
     assert source(ROOT/'README.md') == render(ROOT/'nbs'/'index.ipynb'), 'run `make readme`'
+
+def test_readme_links_lead_somewhere():
+    text = source(ROOT/'README.md')
+    for link in re.findall(r'\]\((?!https?:|#)([^)#]+)', text): assert (ROOT/link).exists(), link
+
+# --- the files around
+
+def test_constraints_are_exact():
+    lines = [l for l in source(ROOT/'constraints.txt').splitlines() if l and not l.startswith('#')]
+    assert not [l for l in lines if not re.fullmatch(r'[\w.-]+==[\w.]+(; python_version (<|>=) "3\.11")?', l)]
+    pinned = {re.split('==', l)[0].lower().replace('_', '-') for l in lines}
+    cfg = dict(re.findall(r'^(\w*requirements) = (.+)$', source(ROOT/'settings.ini'), re.M))
+    for r in ' '.join(cfg.values()).split(): assert re.split(r'[<>=]', r)[0].lower().replace('_', '-') in pinned, r
+
+TEXTS = [p for pat in ('Makefile', '*.txt', '*.ini', '*.py', '*.toml', '*.md', '.ci/run', 'miniai/*.py', 'miniai/weights/*.json', 'results/*.jsonl', 'nbs/*.ipynb', 'nbs/*.py', 'bench/*.py')
+         for p in sorted(ROOT.glob(pat))]
+
+@pytest.mark.parametrize('path', TEXTS, ids=lambda p: p.name)
+def test_no_paths_of_one_machine(path):
+    assert not re.findall(r'(?<![\w.])/(?:work|root|home|opt)/\S*', source(path))

@@ -1,0 +1,32 @@
+"README.md from nbs/index.ipynb, as it was last run: `python nbs/readme.py`, or `make readme` to run it first"
+import json, re
+from pathlib import Path
+
+def has(src, directive): return re.search(rf'^#\|\s*{directive}\s*$', src, re.M)
+
+def output(o):
+    "An output as Markdown: tables as they are, text in a block; pictures stay in the notebook"
+    data = o.get('data', {})
+    if 'text/markdown' in data: return ''.join(data['text/markdown'])
+    text = '' if 'image/png' in data else ''.join(o.get('text') or data.get('text/plain', ''))
+    return f'```\n{text.rstrip()}\n```' if text.strip() else ''
+
+def cell(c):
+    "A cell as Markdown. `#| hide`: nothing of it; `#| echo: false`: only what it shows"
+    src = ''.join(c['source'])
+    if c['cell_type'] != 'code': return src
+    if has(src, 'hide'): return ''
+    shown = '' if has(src, 'echo: *false') else f'```python\n{src}\n```'
+    return '\n\n'.join(filter(None, [shown, *map(output, c['outputs'])]))
+
+def render(
+    path,  # of the notebook
+):
+    "The notebook's text, code, tables and printed lines as Markdown, its links made to work from one folder up"
+    cells = json.loads(Path(path).read_text(encoding='utf-8'))['cells']
+    text = '\n\n'.join(filter(None, (cell(c).strip() for c in cells))) + '\n'
+    return re.sub(r'\]\((?!https?:|#|\.\./|/)', '](nbs/', text).replace('](../', '](')
+
+if __name__ == '__main__':
+    here = Path(__file__).resolve().parent
+    (here.parent/'README.md').write_text(render(here/'index.ipynb'), encoding='utf-8')

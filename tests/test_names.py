@@ -1,0 +1,40 @@
+"Every name that SPEC §1 promises imports from its module and says what it is"
+import importlib, inspect
+import pytest
+
+NAMES = {
+    'core': 'def_device to_device to_cpu set_seed save load at_scale run_scale how_run log_record read_records Table',
+    'datasets': '''inplace collate_dict DataLoaders show_image subplots get_grid show_images TensorLoader
+                   fashion_mnist fashion_arrays fashion_dls to_unit to_uint8 read_idx check_md5 find_data''',
+    'conv': 'conv def_device to_device collate_device',
+    'learner': '''Learner TrainLearner MomentumLearner Callback CancelFitException CancelBatchException CancelEpochException
+                  with_cbs run_cbs SingleBatchCB MetricsCB DeviceCB TrainCB ProgressCB LRFinderCB lr_find CheckpointCB''',
+    'activations': 'Hook Hooks HooksCallback ActivationStats',
+    'init': 'GeneralRelu init_weights lsuv_init BatchTransformCB get_model conv',
+    'sgd': 'BaseSchedCB BatchSchedCB EpochSchedCB HasLearnCB RecorderCB',
+    'resnet': 'ResBlock act_gr',
+    'augment': '''show_image_batch CapturePreds capture_preds rand_erase RandErase rand_copy RandCopy Dropout Dropout2d''',
+    'ddpm': 'DDPMCB noisify sample_ddpm'}
+METHODS = {'Learner': 'fit callback one_epoch lr_find summary show_image_batch capture_preds', 'DataLoaders': 'from_dd',
+           'ActivationStats': 'color_dim dead_chart plot_stats', 'RecorderCB': 'plot'}
+ALL = [(m,n) for m,ns in NAMES.items() for n in ns.split()]
+
+@pytest.mark.parametrize('module,name', ALL, ids=[f'{m}.{n}' for m,n in ALL])
+def test_name(module, name):
+    o = getattr(importlib.import_module(f'miniai.{module}'), name)
+    assert o is not None
+    if inspect.isroutine(o) or inspect.isclass(o): assert inspect.getdoc(o)
+
+@pytest.mark.parametrize('cls', METHODS)
+def test_methods(cls):
+    import miniai.imports as im
+    for nm in METHODS[cls].split(): assert inspect.getdoc(getattr(getattr(im, cls), nm)), nm
+
+def test_nothing_exported_is_none():
+    import miniai.imports as im
+    assert not [(m,k) for m in im.MODULES for k,v in im.public(m).items() if v is None]
+
+def test_one_device_and_one_conv():
+    from miniai import conv, core, init, datasets
+    assert conv.def_device is core.def_device is datasets.def_device and conv.to_device is core.to_device
+    assert init.conv is conv.conv
