@@ -8,6 +8,7 @@ COLOURS = dict(x='#1f5fbf', x0='#1a7f37', noise='#c0392b', abar='#b35900', beta=
 MACROS = {
     'xo': r'\textcolor{%(x0)s}{\mathbf{x}_0}', 'xh': r'\textcolor{%(x0)s}{\hat{\mathbf{x}}_0}', 'xt': r'\textcolor{%(x)s}{\mathbf{x}_t}', 'xp': r'\textcolor{%(x)s}{\mathbf{x}_{t-1}}',
     'ab': r'\textcolor{%(abar)s}{\bar\alpha_t}', 'abp': r'\textcolor{%(abar)s}{\bar\alpha_{t-1}}', 'al': r'\textcolor{%(abar)s}{\alpha_t}',
+    'abd': r'\textcolor{%(abar)s}{\alpha_t}', 'abdp': r'\textcolor{%(abar)s}{\alpha_{t-1}}',
     'be': r'\textcolor{%(beta)s}{\beta_t}', 'sg': r'\textcolor{%(beta)s}{\sigma_t}', 'ep': r'\textcolor{%(noise)s}{\boldsymbol\epsilon}',
     'net': r'\textcolor{%(noise)s}{\boldsymbol\epsilon_\theta(\mathbf{x}_t,t)}', 'm': r'\textcolor{%(mean)s}{\tilde{\boldsymbol\mu}_t}'}
 NODE = r"""
