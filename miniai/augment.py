@@ -192,7 +192,7 @@ def tta(self:Learner,
     runs = [self.capture_preds(cbs=[InputTransformCB(f), *fc.L(cbs)]) for f in tfms]
     return torch.stack([preds.softmax(1) for preds,_ in runs]).mean(0), runs[0][1]
 
-# %% ../nbs/14_augment.ipynb #62347d23
+# %% ../nbs/14_augment.ipynb #643c53b7
 class Dropout(nn.Module):
     "In training, zeroes each number with probability `p` and divides the rest by 1-p; in eval mode, the identity (Srivastava et al. 2014)"
     def __init__(self,
@@ -201,16 +201,16 @@ class Dropout(nn.Module):
         super().__init__()
         if not 0 <= p <= 1: raise ValueError(f'the share to drop is {p}; it must lie in 0…1')
         self.p = p
-    def mask_shape(self, x): return x.shape
+    def _mask_shape(self, x): return x.shape
     def forward(self, x):
         if not self.training or self.p == 0: return x
         if self.p == 1: return x*0
-        return x * x.new_empty(self.mask_shape(x)).bernoulli_(1-self.p).div_(1-self.p)
+        return x * x.new_empty(self._mask_shape(x)).bernoulli_(1-self.p).div_(1-self.p)
     def extra_repr(self): return f'p={self.p}'
 
 class Dropout2d(Dropout):
     "As `Dropout`, but throws away whole channels of N×C×H×W: neighbouring pixels say the same, so dropping single ones hides nothing (Tompson et al. 2014)"
-    def mask_shape(self, x):
+    def _mask_shape(self, x):
         if x.ndim != 4: raise ValueError(f'Dropout2d drops channels of N×C×H×W, but got the shape {tuple(x.shape)}; use Dropout')
         return *x.shape[:2], 1, 1
 

@@ -82,7 +82,7 @@ class Moments:
         self._rows, self.mean, self.n = rows, self.mean + δ*(n/N), N
         for k in ('cov', 'factor'): self.__dict__.pop(k, None)      # what `Stats` made of the old ones
 
-# %% ../nbs/18_fid.ipynb #40af10c6
+# %% ../nbs/18_fid.ipynb #8fe1ec7f
 class Stats(Moments):
     "Count, mean and covariance of features, float64: add chunks, merge parts, save, load, and compare with `frechet`"
     @cached_property
@@ -95,7 +95,6 @@ class Stats(Moments):
     @cached_property
     def factor(self):
         "r×d, factorᵀ·factor = cov: the rows if they are few, else Cholesky's (upper triangular), else from eigenvectors, without the null space"
-        self._enough()
         if self._M2 is None: return torch.cat(self._rows)/math.sqrt(self.n-1)
         L,info = torch.linalg.cholesky_ex(self.cov); p = L.diagonal()
         if self.rank == len(p) and not info and p.min() > 1e-5*p.max(): return L.T
@@ -111,7 +110,7 @@ class Stats(Moments):
     def _enough(self):
         if self.n < 2: raise ValueError(f'n={self.n}: a covariance needs the features of at least 2 images')
 
-# %% ../nbs/18_fid.ipynb #5972e1bf
+# %% ../nbs/18_fid.ipynb #17a1bde7
 @fc.patch
 def save(self:Stats,
     path,  # 'x' or 'x.safetensors'; the card goes to 'x.json'
@@ -123,7 +122,8 @@ def save(self:Stats,
     return save_tensors(t, path, **self.card, n=self.n, d=len(self.mean))
 
 @fc.patch(cls_method=True)
-def load(cls:Stats,
+def load(
+    cls:Stats,       # filled in by Python
     path,            # as for `save`
     extractor=None,  # the hash of the extractor it must be of; None: any
 ):
@@ -140,7 +140,7 @@ def load(cls:Stats,
         s._M2 = M + M.tril(-1).T
     return s
 
-# %% ../nbs/18_fid.ipynb #d55fb524
+# %% ../nbs/18_fid.ipynb #e95bc209
 def _sandwich(F, S, bs=256):
     "F·S·Fᵀ (its lower triangle is enough for `eigvalsh`); the zeros of a triangular F are skipped in blocks: a third of the work"
     d = len(S)
@@ -168,7 +168,7 @@ def frechet(
 ):
     "The squared Fréchet distance of two Gaussians with these means and covariances, ≥ 0: the FID (Heusel et al. 2017, eq. 6)"
     a,b = (s if isinstance(s, Moments) else Stats(s) for s in (a, b))
-    _same_kind(a, b)
+    _same_kind(a, b); a._enough(); b._enough()
     d2 = (a.mean-b.mean).square().sum() + a.trace + b.trace - 2*_tr_root(a, b)
     return max(d2.item(), 0.)
 
@@ -237,7 +237,7 @@ def inception_score(
     s = torch.stack([one(l) for l in logits.tensor_split(n_splits)])
     return s.mean().item(), s.std(correction=0).item()
 
-# %% ../nbs/18_fid.ipynb #df3ea981
+# %% ../nbs/18_fid.ipynb #42129773
 class Extractor(nn.Module):
     "A network from images to features, N×C×H×W → N×d, that declares what images it expects, and checks them"
     def __init__(self,
@@ -255,7 +255,9 @@ class Extractor(nn.Module):
         self.check(x)
         p = next(self.model.parameters(), x)
         return self.model(x.to(p.device).float().clamp(*self.vrange)).flatten(1)
-    def check(self, x):
+    def check(self,
+        x,  # images
+    ):
         "Raise `ValueError` unless `x` has the declared channels, size and range"
         want = f"N×{' or '.join(map(str, self.channels))}×" + ('×'.join(map(str, self.size)) if self.size else 'H×W')
         if x.ndim != 4 or not len(x) or x.shape[1] not in self.channels or (self.size and tuple(x.shape[2:]) != tuple(self.size)):
