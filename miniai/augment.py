@@ -5,29 +5,28 @@
 # %% auto #0
 __all__ = ['DROPOUTS', 'KeepBatchCB', 'show_image_batch', 'rand_crop', 'rand_flip', 'pixel_noise', 'rand_corners', 'rand_boxes',
            'rand_erase', 'RandErase', 'rand_copy', 'RandCopy', 'cat_batches', 'CapturePreds', 'capture_preds', 'hflip',
-           'shift', 'InputTransformCB', 'tta', 'Dropout', 'Dropout2d', 'TestTimeDropoutCB', 'dropout_preds',
-           'plot_confidence']
+           'shift', 'InputTransformCB', 'Dropout', 'Dropout2d', 'TestTimeDropoutCB', 'plot_confidence']
 
-# %% ../nbs/14_augment.ipynb #a41fa39b
+# %% ../nbs/14_augment.ipynb #5fb51b19
 from collections.abc import Mapping
 
 import fastcore.all as fc
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 
 from .core import to_cpu
 from .datasets import show_images
 from .learner import Callback, CancelFitException, DeviceCB, Learner, ProgressCB
 
-# %% ../nbs/14_augment.ipynb #a558b4a9
+# %% ../nbs/14_augment.ipynb #7d015828
 class KeepBatchCB(Callback):
     "Ends the fit when the first batch has been through all other callbacks, and leaves it in `learn.batch`"
     order = 100
     def before_batch(self, learn): raise CancelFitException()
 
-@fc.patch
 def show_image_batch(self:Learner,
     max_n=9,    # images to show
     cbs=None,   # further callbacks, e.g. a `BatchTransformCB`
@@ -40,6 +39,8 @@ def show_image_batch(self:Learner,
     x = self.batch
     while not isinstance(x, torch.Tensor): x = next(iter(x.values() if isinstance(x, Mapping) else x))
     return show_images(x[:max_n], **kwargs)
+
+Learner.show_image_batch = show_image_batch
 
 # %% ../nbs/14_augment.ipynb #f9dccff4
 def rand_crop(
@@ -134,7 +135,7 @@ class RandCopy(nn.Module):
         super().__init__(); self.pct, self.max_num = pct, max_num
     def forward(self, x): return rand_copy(x, self.pct, self.max_num)
 
-# %% ../nbs/14_augment.ipynb #7859f1cc
+# %% ../nbs/14_augment.ipynb #2ce4c077
 def cat_batches(
     bs,  # a list of batches: tensors, or tuples and lists of them, to any depth
 ):
@@ -149,7 +150,6 @@ class CapturePreds(Callback):
         for to,o in ((self.all_inps, learn.batch[0]), (self.all_preds, learn.preds), (self.all_targs, learn.batch[1])): to.append(to_cpu(o))
     def after_fit(self, learn): self.inps, self.preds, self.targs = (cat_batches(o) for o in (self.all_inps, self.all_preds, self.all_targs))
 
-@fc.patch
 def capture_preds(self:Learner,
     cbs=None,    # further callbacks
     inps=False,  # return the inputs too
@@ -159,7 +159,9 @@ def capture_preds(self:Learner,
     self.fit(1, train=False, cbs=[cp, *fc.L(cbs)])
     return (cp.inps, cp.preds, cp.targs) if inps else (cp.preds, cp.targs)
 
-# %% ../nbs/14_augment.ipynb #a74381a2
+Learner.capture_preds = capture_preds
+
+# %% ../nbs/14_augment.ipynb #51d399e6
 def hflip(
     x,  # images N×C×H×W
 ):
@@ -183,7 +185,7 @@ class InputTransformCB(Callback):
     ): self.f = f
     def before_batch(self, learn): learn.batch = (self.f(learn.batch[0]), *learn.batch[1:])
 
-@fc.patch
+@patch
 def tta(self:Learner,
     tfms=(fc.noop, hflip),  # each makes another version of the images
     cbs=None,               # further callbacks
@@ -214,7 +216,7 @@ class Dropout2d(Dropout):
         if x.ndim != 4: raise ValueError(f'Dropout2d drops channels of N×C×H×W, but got the shape {tuple(x.shape)}; use Dropout')
         return *x.shape[:2], 1, 1
 
-# %% ../nbs/14_augment.ipynb #9d36fab1
+# %% ../nbs/14_augment.ipynb #3c20ebde
 DROPOUTS = Dropout, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout
 
 class TestTimeDropoutCB(Callback):
@@ -227,7 +229,7 @@ class TestTimeDropoutCB(Callback):
         for m in drops: m.train()
     def cleanup_epoch(self, learn): learn.model.train(learn.training)
 
-@fc.patch
+@patch
 def dropout_preds(self:Learner,
     n=20,      # passes
     cbs=None,  # further callbacks

@@ -6,7 +6,7 @@
 __all__ = ['MODULES', 'public', 'importlib', 'math', 'partial', 'Path', 'fc', 'plt', 'np', 'torch', 'F', 'nn', 'optim', 'tensor',
            'lr_scheduler']
 
-# %% ../nbs/01_imports.ipynb #8c9d4824
+# %% ../nbs/01_imports.ipynb #f3690761
 import importlib, math
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import nn, optim, tensor
 from torch.optim import lr_scheduler
 
 _all_ = ['importlib', 'math', 'partial', 'Path', 'fc', 'plt', 'np', 'torch', 'F', 'nn', 'optim', 'tensor', 'lr_scheduler']
-MODULES = 'core datasets conv learner activations init sgd resnet augment ddpm fid unet cli'.split()
+MODULES = 'core datasets conv learner activations init sgd resnet augment ddpm accel fid ddim unet cli'.split()
 
 def public(
     module,  # its name within miniai, e.g. 'core'

@@ -434,7 +434,7 @@ def _set_rng_state(s):
     random.setstate(s['python']); np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest)); torch.set_rng_state(s['cpu'])
     if s['cuda']: torch.cuda.set_rng_state_all(s['cuda'])
 
-# %% ../nbs/09_learner.ipynb #3886560c
+# %% ../nbs/09_learner.ipynb #8914fe23
 class CheckpointCB(Callback):
     "Saves all that a fit needs to go on exactly where it was; a fit that finds the file goes on from it. Give it to `fit`, not to the learner"
     order = 90
@@ -443,11 +443,7 @@ class CheckpointCB(Callback):
         every=None,  # save after so many batches too; None: at the end of each epoch only
     ): self.path, self.every = Path(path).with_suffix('.safetensors'), every
     def _parts(self, learn): return dict(model=learn.model, opt=learn.opt) | {type(cb).__name__: cb for cb in learn.cbs if hasattr(cb, 'state_dict')}
-    def save(self,
-        learn,  # whose training
-        epoch,  # in which to go on
-        batch,  # of that epoch, with which to go on
-    ):
+    def _save(self, learn, epoch, batch):
         "Write the checkpoint, unless a weight is not finite: then the last good one stays, and `FloatingPointError` is raised"
         if not all(p.isfinite().all() for p in learn.model.parameters()): raise FloatingPointError(f'weights are no longer finite in epoch {learn.epoch}; the last good checkpoint is {self.path}')
         state = dict(epoch=epoch, batch=batch, start=self.start, now=_rng_state(), parts={k: o.state_dict() for k,o in self._parts(learn).items()})
@@ -467,7 +463,7 @@ class CheckpointCB(Callback):
             if self.at[1] == 0: self.rng = None       # nothing to skip: go on from here
         else:
             self.start = _rng_state()
-            if learn.epoch: self.save(learn, learn.epoch, 0)
+            if learn.epoch: self._save(learn, learn.epoch, 0)
     def before_batch(self, learn):
         if not learn.training or not self.rng: return
         if learn.iter < self.at[1]: raise CancelBatchException()
@@ -475,5 +471,5 @@ class CheckpointCB(Callback):
     def after_epoch(self, learn):
         if learn.training and self.rng: _set_rng_state(self.rng); self.rng = None      # all its batches were skipped
     def after_batch(self, learn):
-        if learn.training and self.every and (learn.iter+1) % self.every == 0: self.save(learn, learn.epoch, learn.iter+1)
-    def after_fit(self, learn): self.start = _rng_state(); self.save(learn, learn.n_epochs, 0)
+        if learn.training and self.every and (learn.iter+1) % self.every == 0: self._save(learn, learn.epoch, learn.iter+1)
+    def after_fit(self, learn): self.start = _rng_state(); self._save(learn, learn.n_epochs, 0)

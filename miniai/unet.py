@@ -26,7 +26,7 @@ def timestep_embedding(
     args = t.float()[:,None] * freqs
     return torch.cat([args.cos(), args.sin()], dim=-1)
 
-# %% ../nbs/25_unet.ipynb #67ea9149
+# %% ../nbs/25_unet.ipynb #72355f1c
 def group_norm(
     nf,  # channels
 ):
@@ -40,6 +40,7 @@ def zero(
     for p in layer.parameters(): nn.init.zeros_(p)
     return layer
 
+# %% ../nbs/25_unet.ipynb #37d49ce9
 class TimeBlock(nn.Module):
     "A residual block whose activations are scaled and shifted by the embedded time (Dhariwal and Nichol 2021, eq. 3)"
     def __init__(self,
@@ -58,6 +59,7 @@ class TimeBlock(nn.Module):
         h = self.norm2(h)*(1+scale) + shift
         return self.skip(x) + self.conv2(F.silu(h))
 
+# %% ../nbs/25_unet.ipynb #6cefdee9
 class SelfAttention(nn.Module):
     "Each place of the image looks at every other (Vaswani et al. 2017, eq. 1), added to what was there"
     def __init__(self,
@@ -74,7 +76,7 @@ class SelfAttention(nn.Module):
         a = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(a.transpose(-1,-2).reshape(n, c, h, w))
 
-# %% ../nbs/25_unet.ipynb #440ebf68
+# %% ../nbs/25_unet.ipynb #516f1338
 class UNet(nn.Module):
     "A U-Net for diffusion: `forward(x, t)` gives a tensor of the shape of `x` (N×C×H×W) for times `t` (N, or one number)"
     def __init__(self,
@@ -102,7 +104,6 @@ class UNet(nn.Module):
             for _ in range(n_blocks+1): self.up.append(level(i, nf+skips.pop(), w)); nf = w
             if i: self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(nf, nf, 3, padding=1)))
         self.out = nn.Sequential(group_norm(nf), nn.SiLU(), zero(nn.Conv2d(nf, c, 3, padding=1)))
-
     def forward(self, x, t):
         if x.shape[-2] % self.side or x.shape[-1] % self.side:
             raise ValueError(f'images of {x.shape[-2]}×{x.shape[-1]} cannot be halved as often as this U-Net does: both sides must be multiples of {self.side}; pad them, or use fewer widths')

@@ -14,7 +14,7 @@ TABLE = {
     '10_activations': ('activations', 'core datasets learner'),
     '11_initializing': ('init', 'core conv activations learner'),
     '12_accel_sgd': ('sgd', 'learner'),
-    '13_resnet': ('resnet', 'conv init learner'),
+    '13_resnet': ('resnet', 'core conv init learner'),
     '14_augment': ('augment', 'core datasets learner activations'),
     '15_DDPM': ('ddpm', 'core learner'),
     '17_DDPM_v2': ('accel', 'core learner'),
@@ -33,7 +33,7 @@ TABLE = {
 MAY = {mod: may.split() for mod,may in TABLE.values()}
 NO_MODULE = {'index', '19_DDPM_v3', '22_noise-pred'}
 HEAVY = {'datasets', 'diffusers', 'wandb', 'trackio', 'torcheval', 'torchmetrics', 'accelerate', 'scipy', 'tensorboard'}   # imported where they are used
-LINES = {'learner': 350}   # modules, in lines of code, where not 250
+LINES = {'learner': 355, 'fid': 385}   # modules, in lines of code, where not 250
 
 ids = lambda p: p.stem
 

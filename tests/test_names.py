@@ -14,7 +14,10 @@ NAMES = {
     'sgd': 'BaseSchedCB BatchSchedCB EpochSchedCB HasLearnCB RecorderCB',
     'resnet': 'ResBlock act_gr',
     'augment': '''show_image_batch CapturePreds capture_preds rand_erase RandErase rand_copy RandCopy Dropout Dropout2d''',
-    'ddpm': 'DDPMCB noisify sample_ddpm'}
+    'ddpm': 'DDPMCB noisify sample_ddpm',
+    'accel': 'MixedPrecision AccelerateCB EMACB ClipGradCB',
+    'fid': 'ImageEval',
+    'unet': 'UNet load_unet'}
 METHODS = {'Learner': 'fit callback one_epoch lr_find summary show_image_batch capture_preds', 'DataLoaders': 'from_dd',
            'ActivationStats': 'color_dim dead_chart plot_stats', 'RecorderCB': 'plot'}
 ALL = [(m,n) for m,ns in NAMES.items() for n in ns.split()]
