@@ -55,7 +55,7 @@ clean:                                  ## all that these commands made, .venv i
 
 # --- the environment
 
-PIP = $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 # the first Python that is new enough; as root on Debian, its venv module is installed where it is missing
 $(BIN)/python:
@@ -69,16 +69,18 @@ $(BIN)/python:
 	$$py -m venv $(VENV) || { rm -rf $(VENV); echo 'this Python cannot make environments: on Debian, install python3-venv'; exit 1; }
 
 # torch alone and first: torchvision then takes the version that is there
-$(VENV)/.run: constraints.txt settings.ini setup.py pyproject.toml | $(BIN)/python
+META := constraints.txt settings.ini setup.py pyproject.toml
+$(VENV)/.run: $(META) | $(BIN)/python
 	@echo "installing miniai and what it needs into $(VENV) (once)"
 	$(PIP) torch
 	$(PIP) -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.run
-	@echo "installing what the tests need (once)"
+$(VENV)/.dev: $(META) | $(BIN)/python
+	@echo "installing miniai, what it needs and what the tests need into $(VENV) (once)"
+	$(PIP) torch
 	$(PIP) -e '.[dev]'
-	@touch $@
+	@touch $(VENV)/.run $@
 
 $(VENV)/.lab: $(VENV)/.dev
 	$(PIP) -e '.[dev,lab]'
