@@ -5,10 +5,11 @@ from pathlib import Path
 def has(src, directive): return re.search(rf'^#\|\s*{directive}\s*$', src, re.M)
 
 def output(o):
-    "An output as Markdown: tables as they are, text in a block; pictures stay in the notebook"
+    "An output as Markdown: tables as they are, text in a block; pictures and progress bars stay in the notebook"
     data = o.get('data', {})
+    if {'image/png', 'text/html'} & data.keys(): return ''
     if 'text/markdown' in data: return ''.join(data['text/markdown'])
-    text = '' if 'image/png' in data else ''.join(o.get('text') or data.get('text/plain', ''))
+    text = ''.join(o.get('text') or data.get('text/plain', ''))
     return f'```\n{text.rstrip()}\n```' if text.strip() else ''
 
 def cell(c):

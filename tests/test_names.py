@@ -41,3 +41,11 @@ def test_one_device_and_one_conv():
     from miniai import conv, core, init, datasets
     assert conv.def_device is core.def_device is datasets.def_device and conv.to_device is core.to_device
     assert init.conv is conv.conv
+
+def test_commands_lead_to_functions():
+    from configparser import ConfigParser
+    from common import ROOT
+    cfg = ConfigParser(); cfg.read(ROOT/'settings.ini', encoding='utf-8')
+    cmds = cfg['DEFAULT']['console_scripts'].split(); assert cmds
+    for c in cmds:
+        module,func = c.split('=')[1].split(':'); assert inspect.getdoc(getattr(importlib.import_module(module), func))
