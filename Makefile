@@ -43,8 +43,8 @@ readme: $(VENV)/.dev                    ## README.md from nbs/index.ipynb, its t
 equations: $(VENV)/.dev                 ## typeset nbs/equations.yml to nbs/images/ (needs node and npm)
 	$(BIN)/python nbs/equations.py
 
-bench: $(VENV)/.dev $(VENV)/.data       ## what the learner costs, and what the loader saves; appends to results/bench.jsonl
-	$(BIN)/python bench/learner.py
+bench: $(VENV)/.dev $(VENV)/.data       ## what learner, loader, FID and sampling loop cost; appends to results/bench.jsonl
+	for b in bench/*.py; do $(BIN)/python $$b || exit 1; done
 
 lab: $(VENV)/.lab $(VENV)/.data         ## the notebooks, in JupyterLab
 	$(BIN)/jupyter lab nbs

@@ -6,6 +6,8 @@
 __all__ = ['ddim_step', 'subsequence', 'ddim_steps', 'sample_ddim']
 
 # %% ../nbs/20_DDIM.ipynb #3d8a1357
+import math
+
 import torch
 
 from .core import def_device
@@ -22,7 +24,7 @@ def ddim_step(
     clip=False,  # keep x̂0 in ±1 and recompute the noise
 ):
     "`(x_prev, x̂0)`: one step of DDIM (Song et al. 2020, eq. 12 and 16)"
-    if eta < 0: raise ValueError(f'η must be 0 or more, got {eta}')
+    if not 0 <= eta < math.inf: raise ValueError(f'η must be 0 or more, and finite; got {eta}')
     if eps.shape != x.shape: raise ValueError(f'the model must return the shape it was given: gave {tuple(x.shape)}, got {tuple(eps.shape)}')
     ε = eps
     x0_hat = (x - (1-abar_t).sqrt()*ε) / abar_t.sqrt()

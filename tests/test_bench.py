@@ -1,10 +1,11 @@
-"The benchmark runs (what it measures depends on the machine; its records are in results/bench.jsonl)"
+"The benchmarks run (what it measures depends on the machine; its records are in results/bench.jsonl)"
 import subprocess, sys
+import pytest
 from common import ROOT
 
-def test_bench_learner_quick():
-    before = (ROOT/'results'/'bench.jsonl').read_bytes() if (ROOT/'results'/'bench.jsonl').exists() else None
-    p = subprocess.run([sys.executable, 'bench/learner.py', '--quick'], cwd=ROOT, capture_output=True, text=True, timeout=600)
+@pytest.mark.parametrize('name,says', [('learner', 'loader speed'), ('sampling', 'images a second')])
+def test_bench_quick(name, says):
+    kept = ROOT/'results'/'bench.jsonl'; before = kept.read_bytes()
+    p = subprocess.run([sys.executable, f'bench/{name}.py', '--quick'], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert p.returncode == 0, p.stderr
-    assert 'learner overhead' in p.stdout and 'loader speed' in p.stdout
-    assert before == ((ROOT/'results'/'bench.jsonl').read_bytes() if before is not None else None), 'a quick run leaves no record'
+    assert says in p.stdout and before == kept.read_bytes(), 'a quick run leaves no record'

@@ -1,0 +1,64 @@
+"""What our DDIM loop costs beside diffusers' scheduler loop: the same U-Net, times and noise, paired in one process, in alternating order;
+and how many images a second the shipped U-Net makes. `python bench/sampling.py [--quick]` appends to results/bench.jsonl."""
+import statistics, time
+
+import torch
+from fastcore.script import call_parse
+
+from miniai.core import Table, def_device, log_record, results_path     # first: it makes torchvision importable beside a CPU build of torch
+from miniai.ddim import sample_ddim
+from miniai.unet import load_unet
+from diffusers import DDIMScheduler
+
+# On a CPU: one thread and its processor time, so that other work on the machine counts little. On a GPU: the wall clock, after it has finished.
+clock = time.process_time if def_device == 'cpu' else time.perf_counter
+if def_device == 'cpu': torch.set_num_threads(1)
+
+def timed(f):
+    "Seconds that `f()` takes, and what it returns"
+    wait = torch.cuda.synchronize if def_device == 'cuda' else lambda: None
+    wait(); t = clock()
+    out = f(); wait()
+    return clock()-t, out
+
+def seeded(): return torch.Generator(def_device).manual_seed(42)
+
+def ours(net, shape, steps): return sample_ddim(net, shape, steps, clip=True, generator=seeded())
+
+@torch.no_grad()
+def theirs(net, shape, steps):
+    "diffusers' own loop: as its pipelines write it, without the pipeline"
+    sch = DDIMScheduler(beta_end=0.02, clip_sample=True); sch.set_timesteps(steps)
+    x = torch.randn(shape, device=def_device, generator=seeded())
+    for t in sch.timesteps: x = sch.step(net(x, t), t, x, use_clipped_model_output=True).prev_sample
+    return x.cpu()
+
+def compare(what, net, shape, steps, n_pairs):
+    "Pairs of whole sampling runs: the record's fields"
+    ways = dict(miniai=ours, diffusers=theirs); secs = {k: [] for k in ways}
+    a,b = (f(net, shape, steps) for f in ways.values())                   # warms up, and shows that both do the same
+    for i in range(n_pairs):
+        for k in sorted(ways, reverse=i%2): secs[k].append(timed(lambda: ways[k](net, shape, steps))[0])
+    med = {k: statistics.median(v) for k,v in secs.items()}
+    return dict(what='sampling loop', net=what, shape=list(shape), nfe=steps, n_pairs=n_pairs, clock=clock.__name__, median_seconds=med,
+                ratio=med['miniai']/med['diffusers'], pair_ratios=[round(o/t, 4) for o,t in zip(secs['miniai'], secs['diffusers'])],
+                largest_difference=(a-b).abs().max().item())
+
+def throughput(net, n, steps):
+    "Images a second in bfloat16, whole batch at once: the record's fields"
+    with torch.autocast(torch.device(def_device).type, torch.bfloat16): secs,_ = timed(lambda: ours(net, (n,1,28,28), steps))
+    return dict(what='sampling speed', weights='fashion_ddpm', sampler='DDIM', n=n, nfe=steps, seconds=secs, images_per_s=n/secs, clock=clock.__name__)
+
+@call_parse
+def main(
+    quick:bool=False,  # a few steps and no record: does it run?
+):
+    "Measure, print, and append to results/bench.jsonl"
+    net,_ = load_unet(); steps = 3 if quick else 50
+    recs = [compare('the shipped U-Net', net, (4,1,28,28), steps, 1 if quick else 9),
+            compare('no network: the loop alone', lambda x, t: 0.9*x, (4,1,28,28), steps, 3 if quick else 25),
+            throughput(net, 4 if quick else 128, steps)]
+    if not quick: recs = [log_record(results_path('bench'), **r) for r in recs]
+    print(Table([r | {f'{k}_s': v for k,v in r['median_seconds'].items()} for r in recs[:2]],
+                dict(net='network', nfe='NFE', miniai_s='miniai, s', diffusers_s='diffusers, s', ratio='ratio', n_pairs='pairs', largest_difference='largest difference')))
+    print(f"{recs[2]['images_per_s']:.2f} images a second, {recs[2]['nfe']} steps, batch of {recs[2]['n']}")
