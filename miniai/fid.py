@@ -128,10 +128,10 @@ def load(
     extractor=None,  # the hash of the extractor it must be of; None: any
 ):
     "Statistics from a file; raises `ValueError` if it holds none, or those of another extractor"
-    t,card = load_tensors(path)
-    if not {'n', 'mean'} <= t.keys(): raise ValueError(f'{Path(path).name} holds no statistics (but {sorted(t)[:3]}): `Stats.save` makes such files')
+    path = Path(path).with_suffix('.safetensors'); t,card = load_tensors(path)
+    if not {'n', 'mean'} <= t.keys(): raise ValueError(f'{path.name} holds no statistics (but {sorted(t)[:3]}): `Stats.save` makes such files')
     if extractor and card.get('extractor') != extractor:
-        raise ValueError(f"{Path(path).name} is of extractor {card.get('extractor')}, not {extractor}: compute the statistics anew with this one")
+        raise ValueError(f"{path.name} is of extractor {card.get('extractor')}, not {extractor}: compute the statistics anew with this one")
     s = cls(**{k: v for k,v in card.items() if k not in ('n', 'd')})
     s.n, s.mean = t['n'].item(), t['mean']; d = len(s.mean)
     s._rows = [t['rows']] if 'rows' in t else []
@@ -142,7 +142,7 @@ def load(
 
 # %% ../nbs/18_fid.ipynb #e95bc209
 def _sandwich(F, S, bs=256):
-    "F·S·Fᵀ (its lower triangle is enough for `eigvalsh`); the zeros of a triangular F are skipped in blocks: a third of the work"
+    "F·S·Fᵀ (its lower triangle is enough for `eigvalsh`); the zeros of a triangular F are skipped in blocks, which leaves a third of the work"
     d = len(S)
     if len(F) != d or F.tril(-1).any(): return F@S@F.T
     P,K = torch.empty_like(S), torch.zeros_like(S)
@@ -492,7 +492,7 @@ def draw_yardsticks(self:ImageEval,
     "Draw floor and yardsticks as labelled lines across a plot of FIDs"
     for k,v in self.yardsticks(n).items():
         ax.axhline(v, color='k' if k == 'floor' else 'grey', lw=1, ls='-' if k == 'floor' else ':')
-        ax.annotate(k, (1, v), xycoords=('axes fraction', 'data'), xytext=(3,0), textcoords='offset points', fontsize=7, va='center')
+        ax.annotate(k, (1, v), xycoords=('axes fraction', 'data'), xytext=(3,0), textcoords='offset points', fontsize=7, va='top' if k == 'floor' else 'bottom')
 
 # %% ../nbs/18_fid.ipynb #cb2d70f3
 def bootstrap_fid(

@@ -74,7 +74,7 @@ def resnet_model(
 def parts(
     model,    # any module
     depth=1,  # 1: its children; 2: their children; …
-    prefix='',# of the names
+    prefix='',  # put before the names
 ):
     "`[(name, module)]`: the submodules that get a row in a summary; lists of modules are opened, since nobody calls them"
     rows = []
