@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['def_device', 'SCALES', 'declare_torchvision_ops', 'best_device', 'map_tensors', 'to_device', 'to_cpu', 'set_seed',
-           'run_scale', 'at_scale', 'write_atomic', 'save', 'load', 'versions', 'device_name', 'results_path',
-           'log_record', 'read_records', 'Table', 'how_run']
+           'run_scale', 'at_scale', 'write_atomic', 'weights_path', 'save', 'load', 'versions', 'device_name',
+           'results_path', 'log_record', 'read_records', 'Table', 'how_run']
 
 # %% ../nbs/00_core.ipynb #cf317875
 import fcntl, importlib.metadata, importlib.util, json, os, platform, random, sys, time
@@ -110,6 +110,13 @@ def write_atomic(
     finally: tmp.unlink(missing_ok=True)
     return path
 
+def weights_path(
+    path,  # 'x', 'x.safetensors' or its card 'x.json'; other dots in the name are part of it
+):
+    "`path` with the suffix of weights"
+    p = Path(path)
+    return p.with_suffix('.safetensors') if p.suffix in ('.safetensors', '.json') else p.with_name(f'{p.name}.safetensors')
+
 def save(
     model,         # a module, or a dict of tensors
     path,          # 'x' or 'x.safetensors'; the card goes to 'x.json'
@@ -118,7 +125,7 @@ def save(
     **config,      # whatever a reader of the card should know; must be JSON
 ):
     "Write weights and their card; returns the path of the weights"
-    path = Path(path).with_suffix('.safetensors'); card = json.dumps(config, indent=1, ensure_ascii=False)
+    path = weights_path(path); card = json.dumps(config, indent=1, ensure_ascii=False)
     sd = model.state_dict() if isinstance(model, nn.Module) else model
     sd = {k: (v.to(dtype) if dtype and v.is_floating_point() else v).detach().cpu().contiguous().clone() for k,v in sd.items()}
     write_atomic(path, lambda p: st.save_file(sd, p))
@@ -139,7 +146,7 @@ def load(
     device='cpu',      # where a returned dict's tensors go
 ):
     "`(model or dict of tensors, card)`; raises `FileNotFoundError`, or `ValueError` for a file that is not safetensors or fits another model"
-    path = Path(path).with_suffix('.safetensors')
+    path = weights_path(path)
     if not path.exists(): raise FileNotFoundError(f'{path} does not exist; `save(model, path)` would make it')
     try: sd = st.load_file(path, device=str(device))
     except SafetensorError as e: raise ValueError(f'{path} is not a complete safetensors file ({e}). Nothing is unpickled here: convert it with `save(state_dict, path)`') from None

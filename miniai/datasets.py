@@ -9,7 +9,6 @@ __all__ = ['FASHION_CLASSES', 'HUB_ID', 'DEBIAN', 'EMBEDDED', 'read_idx', 'check
 
 # %% ../nbs/05_datasets.ipynb #51e97b14
 import gzip, hashlib, io, math, os, struct, urllib.request
-from operator import itemgetter
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -180,8 +179,10 @@ def collate_dict(
     ds,  # a Hugging Face `Dataset`
 ):
     "A collate function that makes tuples of tensors, one for each column of `ds`, in its order"
-    get = itemgetter(*ds.features)
-    return lambda items: get(default_collate(items))
+    def _f(items):
+        b = default_collate(items)
+        return tuple(b[k] for k in ds.features)
+    return _f
 
 class DataLoaders:
     "A training and a validation loader: anything that can be iterated, lists included"
@@ -312,7 +313,7 @@ def get_grid(
     else:
         nrows = max(1, math.floor(math.sqrt(n))); ncols = math.ceil(n/nrows)
     if nrows*ncols < n: raise ValueError(f'{n} images do not fit in {nrows} × {ncols}')
-    fig,axs = subplots(nrows, ncols, squeeze=False, **kwargs)
+    fig,axs = subplots(nrows, ncols, squeeze=False, suptitle=title, **kwargs)
     for ax in axs.flat[n:]: ax.set_axis_off()
     if title is not None: fig.suptitle(title, size=size)
     return fig,axs
@@ -325,11 +326,11 @@ def show_images(
     titles=None,       # one for each image
     imsize=1.5,        # inches for each
     suptitle=None,     # above them all
-    vrange=None,       # as for `show_image`; decided once for all, so that they compare
+    vrange=None,       # as for `show_image`; None is decided once for all, so that they compare
     return_fig=False,  # return the figure
     **kwargs,          # for `show_image`
 ):
-    "Show images in a grid, all with one grey scale; returns the figure when asked"
+    "Show images in a grid, all with one grey scale unless `vrange` is 'auto'; returns the figure when asked"
     ims = list(ims); n = len(ims)
     if n == 0: raise ValueError('no images to show')
     fig,axs = get_grid(n, nrows, ncols, title=suptitle, imsize=imsize)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .core import load as load_tensors, save as save_tensors, to_cpu
+from .core import load as load_tensors, save as save_tensors, to_cpu, weights_path
 from .datasets import DataLoaders, to_uint8, to_unit
 from .learner import Callback, CancelBatchException, Learner, TrainLearner
 
@@ -128,7 +128,7 @@ def load(
     extractor=None,  # the hash of the extractor it must be of; None: any
 ):
     "Statistics from a file; raises `ValueError` if it holds none, or those of another extractor"
-    path = Path(path).with_suffix('.safetensors'); t,card = load_tensors(path)
+    path = weights_path(path); t,card = load_tensors(path)
     if not {'n', 'mean'} <= t.keys(): raise ValueError(f'{path.name} holds no statistics (but {sorted(t)[:3]}): `Stats.save` makes such files')
     if extractor and card.get('extractor') != extractor:
         raise ValueError(f"{path.name} is of extractor {card.get('extractor')}, not {extractor}: compute the statistics anew with this one")

@@ -24,11 +24,11 @@ from torch import optim
 from torch.optim.lr_scheduler import ExponentialLR
 from safetensors import safe_open
 
-from .core import def_device, to_device, write_atomic
+from .core import def_device, to_device, weights_path, write_atomic
 
 # %% ../nbs/09_learner.ipynb #b9c5eb26
 class CancelFitException(Exception): "Raise it in a callback to end the fit; `cleanup_fit` still runs"
-class CancelEpochException(Exception): "Raise it in a callback to go on to the next epoch; `cleanup_epoch` still runs"
+class CancelEpochException(Exception): "Raise it in a callback to end this pass over the training or validation batches; `cleanup_epoch` still runs"
 class CancelBatchException(Exception): "Raise it in a callback to go on to the next batch; `cleanup_batch` still runs"
 
 class Callback:
@@ -212,7 +212,9 @@ class TrainCB(Callback):
         n_inp=1,  # how many items of the batch are the model's inputs; the rest are targets
     ): self.n_inp = n_inp
     def predict(self, learn): learn.preds = learn.model(*learn.batch[:self.n_inp])
-    def get_loss(self, learn): learn.loss = compute_loss(learn.loss_func, learn.preds, learn.batch[self.n_inp:])
+    def get_loss(self, learn):
+        learn.targs = learn.batch[self.n_inp:]                 # what metrics compare with, too
+        learn.loss = compute_loss(learn.loss_func, learn.preds, learn.targs)
     def backward(self, learn): learn.loss.backward()
     def step(self, learn): learn.opt.step()
     def zero_grad(self, learn): learn.opt.zero_grad()
@@ -220,7 +222,9 @@ class TrainCB(Callback):
 class TrainLearner(Learner):
     "A learner that brings the five verbs itself, for batches `(input, targets…)`"
     def predict(self): self.preds = self.model(self.batch[0])
-    def get_loss(self): self.loss = compute_loss(self.loss_func, self.preds, self.batch[1:])
+    def get_loss(self):
+        self.targs = self.batch[1:]
+        self.loss = compute_loss(self.loss_func, self.preds, self.targs)
     def backward(self): self.loss.backward()
     def step(self): self.opt.step()
     def zero_grad(self): self.opt.zero_grad()
@@ -298,8 +302,10 @@ class MetricsCB(Callback):
             if hasattr(m, 'to'): self.metrics[k] = self.all_metrics[k] = m.to(next(iter(learn.model.parameters()), torch.empty(0)).device)
     def before_epoch(self, learn):
         for o in self.all_metrics.values(): o.reset()
+    def before_batch(self, learn): learn.targs = None          # whoever makes the loss says what its targets are
     def after_batch(self, learn):
-        for m in self.metrics.values(): m.update(learn.preds.detach(), learn.batch[1])
+        targs = learn.batch[1:] if learn.targs is None else learn.targs
+        for m in self.metrics.values(): m.update(learn.preds.detach(), targs[0])
         self.loss.update(learn.loss, weight=n_items(learn.batch))
     def after_epoch(self, learn):
         d = {k: float(m.compute()) for k,m in self.all_metrics.items()}
@@ -353,6 +359,7 @@ class ProgressCB(Callback):
         if hasattr(learn, 'metrics') and hasattr(self, 'show_was'): learn.metrics.show = self.show_was
         if self.mbar and self.mbar.main_bar.last_v is not None:     # cancelled or interrupted: the bars are still open
             if hasattr(self, 'bar') and not fc.IN_NOTEBOOK: self.bar.on_iter_end()
+            if hasattr(self.mbar, 'graph_fig'): plt.figure(self.mbar.graph_fig)      # fastprogress closes the current figure: let it be its own
             self.mbar.on_iter_end()
 
 # %% ../nbs/09_learner.ipynb #34ad2f0a
@@ -441,8 +448,10 @@ class CheckpointCB(Callback):
     def __init__(self,
         path,        # of the file, `.safetensors`
         every=None,  # save after so many batches too; None: at the end of each epoch only
-    ): self.path, self.every = Path(path).with_suffix('.safetensors'), every
-    def _parts(self, learn): return dict(model=learn.model, opt=learn.opt) | {type(cb).__name__: cb for cb in learn.cbs if hasattr(cb, 'state_dict')}
+    ): self.path, self.every = weights_path(path), every
+    def _parts(self, learn):
+        cbs = [cb for cb in learn.cbs if hasattr(cb, 'state_dict')]; nms = [type(cb).__name__ for cb in cbs]
+        return dict(model=learn.model, opt=learn.opt) | {f"{nm}{nms[:i].count(nm) or ''}": cb for i,(nm,cb) in enumerate(zip(nms, cbs))}
     def _save(self, learn, epoch, batch):
         "Write the checkpoint, unless a weight is not finite: then the last good one stays, and `FloatingPointError` is raised"
         if not all(p.isfinite().all() for p in learn.model.parameters()): raise FloatingPointError(f'weights are no longer finite in epoch {learn.epoch}; the last good checkpoint is {self.path}')

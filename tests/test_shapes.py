@@ -133,3 +133,30 @@ def test_pictures():
 def test_momentum_and_printing_metrics(dls, capsys):
     MomentumLearner(classifier(), dls, F.cross_entropy, lr=0.05, cbs=[DeviceCB(), MetricsCB()], mom=0.9).fit(1)
     assert "'loss'" in capsys.readouterr().out
+
+def test_metrics_see_the_target_after_two_inputs():
+    from miniai.learner import Callback, Learner, MetricsCB, TrainCB
+    class Seen:
+        def reset(self): self.targs = []
+        def update(self, preds, targs): self.targs.append(targs)
+        def compute(self): return float(torch.cat(self.targs).mean())
+    class Add(nn.Module):
+        def __init__(self): super().__init__(); self.l = nn.Linear(2, 1)
+        def forward(self, a, b): return self.l(a+b)
+    batch = torch.zeros(4,2), torch.ones(4,2), torch.full((4,1), 7.)
+    learn = Learner(Add(), DataLoaders([batch], [batch]), F.mse_loss, lr=0.1, cbs=[TrainCB(n_inp=2), m := MetricsCB(seen=Seen())]); learn.fit(1)
+    assert [h['seen'] for h in m.history] == [7., 7.]
+
+def test_a_dataset_of_one_column_still_gives_tuples():
+    from datasets import Dataset
+    from miniai.datasets import collate_dict
+    ds = Dataset.from_dict({'x': [1., 2.]}); b = collate_dict(ds)([ds[0], ds[1]])
+    assert isinstance(b, tuple) and b[0].tolist() == [1., 2.]
+
+def test_two_callbacks_of_one_class_are_both_in_a_checkpoint(tmp_path):
+    from miniai.learner import CheckpointCB, MetricsCB, TrainLearner
+    b = [(torch.ones(4,1), torch.ones(4,1))]*2; ms = [MetricsCB(), MetricsCB()]
+    fit = lambda ms, n: TrainLearner(nn.Linear(1,1), DataLoaders(b, b[:1]), F.mse_loss, lr=0.01, cbs=ms).fit(n, cbs=CheckpointCB(tmp_path/'c_0.5'))
+    fit(ms, 1); assert (tmp_path/'c_0.5.safetensors').exists()
+    again = [MetricsCB(), MetricsCB()]; fit(again, 1)
+    assert again[0].history == ms[0].history and again[1].history == ms[1].history and ms[1].history
