@@ -12,7 +12,6 @@ import copy, json, math, random, sys, time
 from contextlib import contextmanager
 from functools import partial, wraps
 from operator import attrgetter
-from pathlib import Path
 
 import fastcore.all as fc
 import matplotlib.pyplot as plt
@@ -21,7 +20,6 @@ import safetensors.torch as st
 import torch
 from fastcore.basics import patch
 from torch import optim
-from torch.optim.lr_scheduler import ExponentialLR
 from safetensors import safe_open
 
 from .core import def_device, to_device, weights_path, write_atomic
@@ -87,7 +85,7 @@ class Learner:
     ):
         "Train and validate; raises `ValueError` for an empty loader, a missing loss, or a verb with no or two providers"
         with self._ready(fc.L(cbs), train, valid):
-            self.n_epochs = n_epochs; self.epochs = range(n_epochs)
+            self.n_epochs = n_epochs; self.epochs = range(n_epochs); self.targs = None
             if self.opt_func: self.opt = self.opt_func(self.model.parameters(), self.lr if lr is None else lr)
             self._fit(train, valid)
 
@@ -212,9 +210,7 @@ class TrainCB(Callback):
         n_inp=1,  # how many items of the batch are the model's inputs; the rest are targets
     ): self.n_inp = n_inp
     def predict(self, learn): learn.preds = learn.model(*learn.batch[:self.n_inp])
-    def get_loss(self, learn):
-        learn.targs = learn.batch[self.n_inp:]                 # what metrics compare with, too
-        learn.loss = compute_loss(learn.loss_func, learn.preds, learn.targs)
+    def get_loss(self, learn): learn.targs = learn.batch[self.n_inp:]; learn.loss = compute_loss(learn.loss_func, learn.preds, learn.targs)
     def backward(self, learn): learn.loss.backward()
     def step(self, learn): learn.opt.step()
     def zero_grad(self, learn): learn.opt.zero_grad()
@@ -222,9 +218,7 @@ class TrainCB(Callback):
 class TrainLearner(Learner):
     "A learner that brings the five verbs itself, for batches `(input, targets…)`"
     def predict(self): self.preds = self.model(self.batch[0])
-    def get_loss(self):
-        self.targs = self.batch[1:]
-        self.loss = compute_loss(self.loss_func, self.preds, self.targs)
+    def get_loss(self): self.targs = self.batch[1:]; self.loss = compute_loss(self.loss_func, self.preds, self.targs)
     def backward(self): self.loss.backward()
     def step(self): self.opt.step()
     def zero_grad(self): self.opt.zero_grad()
@@ -302,10 +296,8 @@ class MetricsCB(Callback):
             if hasattr(m, 'to'): self.metrics[k] = self.all_metrics[k] = m.to(next(iter(learn.model.parameters()), torch.empty(0)).device)
     def before_epoch(self, learn):
         for o in self.all_metrics.values(): o.reset()
-    def before_batch(self, learn): learn.targs = None          # whoever makes the loss says what its targets are
     def after_batch(self, learn):
-        targs = learn.batch[1:] if learn.targs is None else learn.targs
-        for m in self.metrics.values(): m.update(learn.preds.detach(), targs[0])
+        for m in self.metrics.values(): m.update(learn.preds.detach(), (learn.targs or learn.batch[1:])[0])   # `targs`: set by who makes the loss
         self.loss.update(learn.loss, weight=n_items(learn.batch))
     def after_epoch(self, learn):
         d = {k: float(m.compute()) for k,m in self.all_metrics.items()}
@@ -343,8 +335,7 @@ class ProgressCB(Callback):
             else: print('  '.join(o.ljust(10) for o in row), flush=True)
         self.names = list(d)
     def before_epoch(self, learn):
-        n = None if hasattr(learn.dl, '__len__') else 'noinfer'
-        if self.mbar: learn.dl = self.bar = self.bars[1](learn.dl, total=n, leave=False, parent=self.mbar)
+        if self.mbar: learn.dl = self.bar = self.bars[1](learn.dl, total=None if hasattr(learn.dl, '__len__') else 'noinfer', leave=False, parent=self.mbar)
     def after_batch(self, learn):
         if learn.training: self.n_seen += 1
         free = self.plot and learn.loss.device.type == 'cpu'      # a curve of every batch, where that costs nothing
@@ -383,8 +374,7 @@ class LRFinderCB(Callback):
     ): self.gamma, self.max_mult, self.plot = gamma, max_mult, plot
     def before_fit(self, learn):
         self.weights = copy.deepcopy(learn.model.state_dict())
-        self.sched = ExponentialLR(learn.opt, self.gamma)
-        self.lrs, self.losses, self.min = [], [], math.inf
+        self.sched = optim.lr_scheduler.ExponentialLR(learn.opt, self.gamma); self.lrs, self.losses, self.min = [], [], math.inf
     def after_loss(self, learn):
         if not learn.training: return
         loss = learn.loss.item(); self.min = min(self.min, loss)
@@ -429,6 +419,11 @@ def _unpack(o, tensors):
     if kind == 'dict': return {k: _unpack(x, tensors) for k,x in v}
     return (tuple if kind == 'tuple' else list)(_unpack(x, tensors) for x in v)
 
+def _parts(learn):
+    "All of a learner that has a state, by name; a second callback of a class gets a number"
+    cbs = [(type(cb).__name__, cb) for cb in learn.cbs if hasattr(cb, 'state_dict')]
+    return dict(model=learn.model, opt=learn.opt) | {f"{nm}{[o for o,_ in cbs[:i]].count(nm) or ''}": cb for i,(nm,cb) in enumerate(cbs)}
+
 def _rng_state():
     "The states of Python's, NumPy's and torch's generators"
     kind,keys,*rest = np.random.get_state()
@@ -449,20 +444,17 @@ class CheckpointCB(Callback):
         path,        # of the file, `.safetensors`
         every=None,  # save after so many batches too; None: at the end of each epoch only
     ): self.path, self.every = weights_path(path), every
-    def _parts(self, learn):
-        cbs = [cb for cb in learn.cbs if hasattr(cb, 'state_dict')]; nms = [type(cb).__name__ for cb in cbs]
-        return dict(model=learn.model, opt=learn.opt) | {f"{nm}{nms[:i].count(nm) or ''}": cb for i,(nm,cb) in enumerate(zip(nms, cbs))}
     def _save(self, learn, epoch, batch):
         "Write the checkpoint, unless a weight is not finite: then the last good one stays, and `FloatingPointError` is raised"
         if not all(p.isfinite().all() for p in learn.model.parameters()): raise FloatingPointError(f'weights are no longer finite in epoch {learn.epoch}; the last good checkpoint is {self.path}')
-        state = dict(epoch=epoch, batch=batch, start=self.start, now=_rng_state(), parts={k: o.state_dict() for k,o in self._parts(learn).items()})
+        state = dict(epoch=epoch, batch=batch, start=self.start, now=_rng_state(), parts={k: o.state_dict() for k,o in _parts(learn).items()})
         tensors = {}; meta = {'state': json.dumps(_pack(state, tensors))}
         write_atomic(self.path, lambda p: st.save_file(tensors, p, metadata=meta))
     def before_fit(self, learn):
         self.at, self.rng, self.start = (0,0), None, _rng_state()
         if not self.path.exists(): return
         with safe_open(self.path, 'pt') as f: state = _unpack(json.loads(f.metadata()['state']), {k: f.get_tensor(k) for k in f.keys()})
-        for k,o in self._parts(learn).items(): o.load_state_dict(state['parts'][k])
+        for k,o in _parts(learn).items(): o.load_state_dict(state['parts'][k])
         self.at, self.start, self.rng = (state['epoch'], state['batch']), state['start'], state['now']
     def before_epoch(self, learn):
         if learn.epoch < self.at[0]: raise CancelEpochException()

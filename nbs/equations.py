@@ -30,6 +30,10 @@ def alt_text(eq):
     tex = re.sub(r'\\([a-z]+)(?![a-zA-Z])', lambda m: PLAIN.get(m[1], m[0]), tex)
     return tex.replace('[', r'\lbrack ').replace(']', r'\rbrack ') + f" \\tag{{{eq['number']}}}"
 
+def where(eq):
+    "What stands beneath the picture: the paper, and the equation's number or, where it has none, the name of the place"
+    return f"{eq['paper']}, " + (f"eq. ({eq['number']})" if isinstance(eq['number'], int) else eq['number'])
+
 def source_hash(eq): return hashlib.sha256(json.dumps([eq, COLOURS, MACROS], sort_keys=True).encode()).hexdigest()[:16]
 
 def typeset(eqs):
@@ -45,7 +49,7 @@ def panel(svg, eq):
     "The equation on a light panel (so that it can be read on a dark page), its paper and number beneath"
     w,h = (float(re.search(rf'{a}="([\d.]+)ex"', svg)[1])*9 for a in ('width', 'height'))
     inner = re.sub(r'width="[\d.]+ex" height="[\d.]+ex"', f'x="24" y="14" width="{w:.1f}" height="{h:.1f}"', svg, count=1)
-    caption = f"{eq['paper']}, eq. ({eq['number']})"; W,H = max(w, 7*len(caption))+48, h+48
+    caption = where(eq); W,H = max(w, 7*len(caption))+48, h+48
     return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{W:.0f}" height="{H:.0f}" viewBox="0 0 {W:.0f} {H:.0f}"><!-- source {source_hash(eq)} -->'
             f'<rect width="100%" height="100%" rx="8" fill="#fbfbf8"/>{inner}'
             f'<text x="{W-16:.0f}" y="{H-12:.0f}" text-anchor="end" font-family="sans-serif" font-size="12" fill="#666">{caption}</text></svg>\n')

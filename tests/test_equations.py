@@ -5,7 +5,7 @@ import pytest, yaml
 
 NBS = Path(__file__).parent.parent/'nbs'
 sys.path.insert(0, str(NBS))
-from equations import alt_text, source_hash  # noqa: E402
+from equations import alt_text, source_hash, where  # noqa: E402
 
 EQS = yaml.safe_load((NBS/'equations.yml').read_text(encoding='utf-8'))
 TEXTS = {p.stem: p.read_text(encoding='utf-8').replace('\\\\', '\\') for p in NBS.glob('*.ipynb')}
@@ -14,7 +14,7 @@ TEXTS = {p.stem: p.read_text(encoding='utf-8').replace('\\\\', '\\') for p in NB
 def test_picture_is_of_its_source(name):
     svg = (NBS/f'images/{name}.svg').read_text(encoding='utf-8')
     assert f'<!-- source {source_hash(EQS[name])} -->' in svg, f'{name}.svg is older than equations.yml: run `python nbs/equations.py`'
-    assert 'merror' not in svg and f"eq. ({EQS[name]['number']})" in svg
+    assert 'merror' not in svg and where(EQS[name]) in svg
 
 @pytest.mark.parametrize('name', EQS)
 def test_shown_with_its_latex(name):
