@@ -101,6 +101,7 @@ def test_no_weights_at_all(tmp_path):
 # --- Ctrl-C
 
 CHILD = '''
+import signal; signal.signal(signal.SIGINT, signal.default_int_handler)     # a job in the background is started with it ignored
 import time, torch, torch.nn.functional as F
 from torch import nn
 from miniai.datasets import DataLoaders
