@@ -1,5 +1,5 @@
 "What the learner costs beside a bare PyTorch loop, and what the device-resident loader saves. `python bench/learner.py [--quick]`"
-import io, statistics, sys, time
+import io, statistics
 from contextlib import redirect_stdout
 
 import torch
@@ -10,22 +10,12 @@ from torch import nn, optim
 from miniai.core import def_device, log_record, results_path, set_seed, Table
 from miniai.datasets import DataLoaders, fashion_arrays, fashion_dls, inplace, TensorLoader, to_dd
 from miniai.learner import DeviceCB, MetricsCB, ProgressCB, TrainLearner
+from timing import clock, timed
 import torchvision.transforms.functional as TF    # after miniai.core, which makes it importable beside a CPU build of torch
 
 class Terminal(io.StringIO):
     "Takes what is printed as a terminal would, so that the progress bar is drawn and its cost is counted"
     def isatty(self): return True
-
-# On a CPU: one thread and its processor time, so that other work on the machine counts little. On a GPU: the wall clock, after it has finished.
-clock = time.process_time if def_device == 'cpu' else time.perf_counter
-if def_device == 'cpu': torch.set_num_threads(1)
-
-def timed(f):
-    "Seconds that `f()` takes"
-    wait = torch.cuda.synchronize if def_device == 'cuda' else lambda: None
-    wait(); t = clock()
-    f(); wait()
-    return clock()-t
 
 def small_model():
     "Four strided convolutions with batch norm: 1×28×28 → 10, some milliseconds a step on a CPU"

@@ -1,6 +1,6 @@
 """What our DDIM loop costs beside diffusers' scheduler loop: the same U-Net, times and noise, paired in one process, in alternating order;
 and how many images a second the shipped U-Net makes. `python bench/sampling.py [--quick]` appends to results/bench.jsonl."""
-import statistics, time
+import statistics
 
 import torch
 from fastcore.script import call_parse
@@ -8,18 +8,8 @@ from fastcore.script import call_parse
 from miniai.core import Table, def_device, log_record, results_path     # first: it makes torchvision importable beside a CPU build of torch
 from miniai.ddim import sample_ddim
 from miniai.unet import load_unet
+from timing import clock, timed
 from diffusers import DDIMScheduler
-
-# On a CPU: one thread and its processor time, so that other work on the machine counts little. On a GPU: the wall clock, after it has finished.
-clock = time.process_time if def_device == 'cpu' else time.perf_counter
-if def_device == 'cpu': torch.set_num_threads(1)
-
-def timed(f):
-    "Seconds that `f()` takes, and what it returns"
-    wait = torch.cuda.synchronize if def_device == 'cuda' else lambda: None
-    wait(); t = clock()
-    out = f(); wait()
-    return clock()-t, out
 
 def seeded(): return torch.Generator(def_device).manual_seed(42)
 
@@ -38,7 +28,7 @@ def compare(what, net, shape, steps, n_pairs):
     ways = dict(miniai=ours, diffusers=theirs); secs = {k: [] for k in ways}
     a,b = (f(net, shape, steps) for f in ways.values())                   # warms up, and shows that both do the same
     for i in range(n_pairs):
-        for k in sorted(ways, reverse=i%2): secs[k].append(timed(lambda: ways[k](net, shape, steps))[0])
+        for k in sorted(ways, reverse=i%2): secs[k].append(timed(lambda: ways[k](net, shape, steps)))
     med = {k: statistics.median(v) for k,v in secs.items()}
     return dict(what='sampling loop', net=what, shape=list(shape), nfe=steps, n_pairs=n_pairs, clock=clock.__name__, median_seconds=med,
                 ratio=med['miniai']/med['diffusers'], pair_ratios=[round(o/t, 4) for o,t in zip(secs['miniai'], secs['diffusers'])],
@@ -46,7 +36,7 @@ def compare(what, net, shape, steps, n_pairs):
 
 def throughput(net, n, steps):
     "Images a second in bfloat16, whole batch at once: the record's fields"
-    with torch.autocast(torch.device(def_device).type, torch.bfloat16): secs,_ = timed(lambda: ours(net, (n,1,28,28), steps))
+    with torch.autocast(torch.device(def_device).type, torch.bfloat16): secs = timed(lambda: ours(net, (n,1,28,28), steps))
     return dict(what='sampling speed', weights='fashion_ddpm', sampler='DDIM', n=n, nfe=steps, seconds=secs, images_per_s=n/secs, clock=clock.__name__)
 
 @call_parse
