@@ -23,7 +23,7 @@ TABLE = {
     '21_cifar10_and_wandb': ('tracking', 'core datasets learner'),
     '22_cosine': ('schedules', 'core'),
     '23_karras': ('karras', 'core schedules'),
-    '24_one_loop': ('diffusion', 'core learner schedules'),
+    '24_one_loop': ('diffusion', 'core learner schedules karras'),
     '25_unet': ('unet', 'core conv'),
     '26_guidance': ('guidance', 'diffusion'),
     '27_flow': ('flow', 'diffusion'),
