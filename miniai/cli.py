@@ -109,7 +109,7 @@ def diffusion_learner(
     cbs = [DeviceCB(), DiffusionCB(make, bf16=True), MetricsCB(), BatchSchedCB(sched), *(cbs or [])]
     return Learner(model, dls, F.mse_loss, lr=lr, cbs=cbs, opt_func=partial(optim.Adam, eps=1e-5))
 
-# %% ../nbs/30_cli.ipynb #b30a5a49
+# %% ../nbs/30_cli.ipynb #3c1c6584
 def data_dls(
     data=None,     # a folder of images; another source of `find_data`; None: Fashion-MNIST, or `MINIAI_DATA`
     bs=64,         # images in a training batch
@@ -150,10 +150,10 @@ def train(
     avg = [EMACB(ema)] if ema else []
     learn = diffusion_learner(dls, epochs, what, lr, cbs=[ProgressCB(), *avg])
     learn.fit(epochs, cbs=CheckpointCB(check, every=every))
-    return save(avg[0].ema if ema else learn.model, out, dtype=torch.float16, model='UNet', config=learn.model.config, formulation=what, recipe='miniai.cli.train', data=data or 'Fashion-MNIST',
+    return save(avg[0].ema if ema else learn.model, out, dtype=torch.float16, model='UNet', config=learn.model.config, formulation=what, recipe='miniai.cli.train', data=str(data or 'Fashion-MNIST'),
                 n_train=len(dls.train.x), epochs=epochs, lr=lr, bs=bs, ema=ema, seed=seed, seconds=round(time.time()-start), history=learn.metrics.history, device=device_name(), versions=versions())
 
-# %% ../nbs/30_cli.ipynb #c7fc4896
+# %% ../nbs/30_cli.ipynb #f04cbf0f
 def load_denoiser(
     weights='fashion_edm',  # name of weights that come with the package, or a path, as `train` returns it
     device=def_device,      # where to put it
@@ -180,7 +180,7 @@ def sample_images(
     x,nfe = generate(den, (n, card['config']['channels'], size, size), levels(ve, rho_grid(steps)), step, seed, bs, progress=True)
     path = write_images(to_uint8(x.clamp(-1, 1)), out, force); secs = time.time()-start
     print(f'{n} images, {nfe} calls of the network for each, {secs:.1f} s: {path}')
-    log_record(record, what='samples', weights=weights, solver=solver, steps=steps, nfe=nfe, n=n, seed=seed, size=size, out=str(out), seconds=round(secs, 1))
+    log_record(record, what='samples', weights=str(weights), solver=solver, steps=steps, nfe=nfe, n=n, seed=seed, size=size, out=str(out), seconds=round(secs, 1))
     return path
 
 # %% ../nbs/30_cli.ipynb #ce6cf2ae

@@ -125,7 +125,7 @@ def load_unet(
     device=def_device,  # where to put it
 ):
     "`(UNet in evaluation mode, card)`"
-    path = path or WEIGHTS/'fashion_ddpm'
+    path = path or 'fashion_ddpm'; path = WEIGHTS/path if (WEIGHTS/f'{path}.json').exists() else path
     _,card = load(path)
     net,_ = load(path, UNet(**card['config']))
     return net.to(device).eval(), card
