@@ -9,7 +9,7 @@ __all__ = ['Level', 'DDPM_ABAR', 'Formulation', 'FORMS', 'Eval', 'Now', 'SOLVERS
            'rho_grid', 'logsnr_grid', 'levels', 'Run', 'one_loop', 'step_ddim', 'step_heun', 'step_churn', 'step_lms',
            'step_dpmpp_2m', 'step_dpmpp_3m', 'step_unipc', 'solver', 'image_noise', 'generate']
 
-# %% ../nbs/24_one_loop.ipynb #cd33c645
+# %% ../nbs/24_one_loop.ipynb #57434271
 import math
 from collections import namedtuple
 from functools import partial
@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from .core import def_device
-from .karras import draw_sigmas, sigmas_karras
+from .karras import _lms_weights, draw_sigmas, sigmas_karras
 from .learner import DeviceCB, TrainCB
 from .schedules import table_index
 
-# %% ../nbs/24_one_loop.ipynb #6c248216
+# %% ../nbs/24_one_loop.ipynb #953ecd00
 Level = namedtuple('Level', 't alpha sigma')        # one noise level: x_t = α·x0 + σ·ε
 
 DDPM_ABAR = (1-torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)   # ᾱ: Ho et al. 2020, §4
@@ -66,8 +66,7 @@ def scaled(
 ):
     "`path` with the image multiplied by b (Chen 2023, §2.3)"
     if not 0 < b < math.inf: raise ValueError(f'the input scale b must be above 0, and finite; got {b}')
-    def _scaled(t): α,σ = path(t); return b*α, σ
-    return _scaled
+    return lambda t: (b*path(t)[0], path(t)[1])
 
 # %% ../nbs/24_one_loop.ipynb #a78f5d3f
 def eps_pred(
@@ -122,11 +121,12 @@ def unmix(
         raise ValueError(f'at α={alpha:.3g}, σ={sigma:.3g} this prediction is the input itself and tells nothing of the image: start a little lower (t=0.995, say), or train a network that predicts v, flow or EDM\'s target')
     return (b*x - sigma*F)/Δ, (alpha*F - a*x)/Δ
 
-# %% ../nbs/24_one_loop.ipynb #67cb7ec7
+# %% ../nbs/24_one_loop.ipynb #0ab8397f
 Formulation = namedtuple('Formulation', 'name path pred scale time draw')   # what a network was, or is to be, trained to do
 
 def _ratio(α, σ): return σ/α
 def _on_circle(α, σ): return 1/(α**2+σ**2)**0.5
+def _uniform(n, generator=None, device=None): return torch.rand(n, device=device, generator=generator)
 
 def ddpm_form(
     abar=DDPM_ABAR,  # ᾱ, T numbers falling within (0,1)
@@ -141,9 +141,7 @@ def cosine_form(
     pred=eps_pred,  # what the network predicts
 ):
     "Notebook 22: times in [0,1), uniform, the cosine path, ε (Nichol and Dhariwal 2021)"
-    def draw(n, generator=None, device=None): return torch.rand(n, device=device, generator=generator)
-    def time(α, σ): return torch.atan2(torch.as_tensor(σ), torch.as_tensor(α))*2/math.pi
-    return Formulation('cosine', vp_cosine, pred, _on_circle, time, draw)
+    return Formulation('cosine', vp_cosine, pred, _on_circle, lambda α,σ: torch.atan2(torch.as_tensor(σ), torch.as_tensor(α))*2/math.pi, _uniform)
 
 def edm_form(
     sigma_data=0.5,  # standard deviation of the clean images' pixels, measured
@@ -152,19 +150,16 @@ def edm_form(
 ):
     "Notebook 23: σ log-normal, input and target of variance 1, log σ/4 for time (Karras et al. 2022, Table 1)"
     def draw(n, generator=None, device=None): return draw_sigmas(n, P_mean, P_std, generator, device)
-    def scale(α, σ): return 1/(α**2*sigma_data**2 + σ**2)**0.5
-    return Formulation('edm', ve, partial(edm_pred, sigma_data=sigma_data), scale, lambda α,σ: torch.as_tensor(σ/α).log()/4, draw)
+    return Formulation('edm', ve, partial(edm_pred, sigma_data=sigma_data), lambda α,σ: 1/(α**2*sigma_data**2 + σ**2)**0.5, lambda α,σ: torch.as_tensor(σ/α).log()/4, draw)
 
 def flow_form():
     "Rectified flow: times uniform in [0,1), a straight path, its velocity (Liu et al. 2022; Lipman et al. 2022)"
-    def draw(n, generator=None, device=None): return torch.rand(n, device=device, generator=generator)
-    return Formulation('flow', rectified, flow_pred, lambda α,σ: 1/(α+σ), lambda α,σ: torch.as_tensor(σ/(α+σ)), draw)
+    return Formulation('flow', rectified, flow_pred, lambda α,σ: 1/(α+σ), lambda α,σ: torch.as_tensor(σ/(α+σ)), _uniform)
 
 FORMS = dict(ddpm=ddpm_form, cosine=cosine_form, edm=edm_form, flow=flow_form)
 
-# %% ../nbs/24_one_loop.ipynb #ddd2be17
-def _four(o, x):
-    "A level's number beside images: one for each image, or one for all"
+# %% ../nbs/24_one_loop.ipynb #733b009c
+def _four(o, x):     # a level's number beside images: one for each image, or one for all
     o = torch.as_tensor(o, device=x.device)
     return o.reshape(-1, *[1]*(x.ndim-1)) if o.ndim else o
 
@@ -203,18 +198,17 @@ class Denoiser:
         if kind not in kinds: raise ValueError(f'the scheduler says that the network predicts {kind!r}; known are {", ".join(kinds)}')
         return cls(unet, ddpm_form(scheduler.alphas_cumprod, kinds[kind]), **kwargs)
 
-# %% ../nbs/24_one_loop.ipynb #5ee7f25f
+# %% ../nbs/24_one_loop.ipynb #020b9792
 def clip_x0(
     den,             # `den(x, level) → (x̂0, ε̂)`
     vrange=(-1,1),   # where images live
 ):
     "The same denoiser, x̂0 kept within the range of images and ε̂ computed anew, so that both still add up to x"
     def _clipped(x, level):
-        x0 = den(x, level)[0].clamp(*vrange)
-        return x0, (x - _four(level.alpha, x)*x0)/_four(level.sigma, x)
+        x0 = den(x, level)[0].clamp(*vrange); return x0, (x - _four(level.alpha, x)*x0)/_four(level.sigma, x)
     return _clipped
 
-# %% ../nbs/24_one_loop.ipynb #c3e48b23
+# %% ../nbs/24_one_loop.ipynb #756156a7
 def noisify_form(
     x0,              # clean images N×C×H×W in ±1
     form,            # `Formulation`
@@ -222,8 +216,7 @@ def noisify_form(
 ):
     "A training batch `((k·x_t, time), a·x0 + b·ε)`: a level drawn for each image, the image noised to it, and the mix to be guessed"
     t = form.draw(len(x0), generator, x0.device)
-    α,σ = (_four(o, x0).to(x0) for o in form.path(_double(t) if t.is_floating_point() else t))
-    ε = torch.randn(x0.shape, device=x0.device, generator=generator)
+    α,σ = (_four(o, x0).to(x0) for o in form.path(_double(t) if t.is_floating_point() else t)); ε = torch.randn(x0.shape, device=x0.device, generator=generator)
     k = form.scale(α, σ); a,b = form.pred(k*α, k*σ)
     return (k*(α*x0 + σ*ε), form.time(k*α, k*σ).flatten().to(x0)), a*x0 + b*ε
 
@@ -283,7 +276,7 @@ def levels(
     if any(a <= b for a,b in zip(noise, noise[1:])): raise ValueError(f'the levels must fall from noise to image: their σ/α are {", ".join(f"{o:.3g}" for o in noise[:6])}…')
     return ls
 
-# %% ../nbs/24_one_loop.ipynb #7acf1cbc
+# %% ../nbs/24_one_loop.ipynb #0e94ad07
 Eval = namedtuple('Eval', 'level x x0 eps')              # one call of the denoiser
 Now = namedtuple('Now', 'level x x0_hat nfe')            # after a stride: the level reached, the images, the guess they came from, calls so far
 
@@ -297,8 +290,7 @@ class Run:
     def __call__(self, x, level):
         x0,ε = self.den(x, level); self.nfe += 1
         if not x0.isfinite().all(): raise ValueError(f'the model gave a number that is not finite in call {self.nfe}, at t={level.t}, α={level.alpha:.4g}, σ={level.sigma:.4g}')
-        self.past = self.past[-3:] + [Eval(level, x, x0, ε)]
-        return x0, ε
+        self.past = self.past[-3:] + [Eval(level, x, x0, ε)]; return x0, ε
 
 @torch.no_grad()
 def one_loop(
@@ -330,7 +322,7 @@ def step_ddim(
     x = m.alpha*x0 + (m.sigma**2-σ_up**2).sqrt()*ε
     return x + σ_up*run.randn() if σ_up > 0 else x
 
-# %% ../nbs/24_one_loop.ipynb #92818dc8
+# %% ../nbs/24_one_loop.ipynb #21b15738
 def step_heun(
     run,  # `run(x, level) → (x̂0, ε̂)`
     x,    # images at l
@@ -338,8 +330,7 @@ def step_heun(
     m,    # the next
 ):
     "There by DDIM, a look around, and the mean of both slopes (Karras et al. 2022, Algorithm 1); two calls, one at the ends"
-    x0,ε = run(x, l)
-    y = m.alpha*x0 + m.sigma*ε
+    x0,ε = run(x, l); y = m.alpha*x0 + m.sigma*ε
     if m.sigma == 0 or l.alpha == 0: return y
     return y + (m.sigma - m.alpha*l.sigma/l.alpha)*(run(y, m)[1]-ε)/2
 
@@ -360,15 +351,7 @@ def step_churn(
     if γ: x = x + (up.sigma**2-l.sigma**2).sqrt()*s_noise*run.randn()
     return step_heun(run, x, up, m)
 
-# %% ../nbs/24_one_loop.ipynb #406b1918
-def _lagrange_integrals(nodes, a, b):
-    "∫ from a to b of each polynomial that is 1 at one node and 0 at the others"
-    nodes = [float(o-a) for o in nodes]; w = []
-    for j,r in enumerate(nodes):
-        rest = nodes[:j]+nodes[j+1:]
-        w.append(np.polyval(np.polyint(np.atleast_1d(np.poly(rest))), float(b-a))/math.prod(r-o for o in rest))
-    return w
-
+# %% ../nbs/24_one_loop.ipynb #94c77dfa
 def step_lms(
     run,      # `run(x, level) → (x̂0, ε̂)`
     x,        # images at l
@@ -381,10 +364,10 @@ def step_lms(
     x0,ε = run(x, l)
     if l.alpha == 0: return m.alpha*x0 + m.sigma*ε
     past = [o for o in run.past[-order:] if o.level.alpha > 0]
-    w = _lagrange_integrals([_ratio(*o.level[1:]) for o in past], _ratio(*l[1:]), _ratio(*m[1:]))
+    w = _lms_weights([_ratio(*o.level[1:]) for o in past], _ratio(*l[1:]), _ratio(*m[1:]))
     return m.alpha*(x/l.alpha + sum(wi*o.eps for wi,o in zip(w, past)))
 
-# %% ../nbs/24_one_loop.ipynb #e176f36d
+# %% ../nbs/24_one_loop.ipynb #eb7ddd8d
 def _λ(l): return (l.alpha/l.sigma).log().item()                       # half the log-SNR
 
 def _weights(r, h):
@@ -396,6 +379,7 @@ def _weights(r, h):
 
 def _carry(x, l, m, seen):
     "x from level l to m, x̂0 on the way being the polynomial in the half log-SNR through what was seen"
+    if m.sigma == 0: return m.alpha*seen[-1].x0
     seen = [o for o in seen if o.level.alpha > 0] if l.alpha > 0 else seen[-1:]
     h = _λ(m)-_λ(l); r = [(_λ(o.level)-_λ(l))/h for o in seen] if l.alpha > 0 else [0.]
     return m.sigma/l.sigma*x + m.alpha*sum(w*o.x0 for w,o in zip(_weights(r, h), seen))
@@ -407,8 +391,8 @@ def step_dpmpp_2m(
     m,    # the next
 ):
     "DPM-Solver++(2M): a line through the last two x̂0, carried on (Lu et al. 2022, Algorithm 2); one call"
-    x0,_ = run(x, l)
-    return m.alpha*x0 if m.sigma == 0 else _carry(x, l, m, run.past[-2:])
+    run(x, l)
+    return _carry(x, l, m, run.past[-2:])
 
 def step_dpmpp_3m(
     run,  # `run(x, level) → (x̂0, ε̂)`
@@ -417,8 +401,8 @@ def step_dpmpp_3m(
     m,    # the next
 ):
     "A parabola through the last three x̂0, integrated exactly: the third order of DPM-Solver++ (Lu et al. 2022, eq. 9); one call"
-    x0,_ = run(x, l)
-    return m.alpha*x0 if m.sigma == 0 else _carry(x, l, m, run.past[-3:])
+    run(x, l)
+    return _carry(x, l, m, run.past[-3:])
 
 def step_unipc(
     run,      # `run(x, level) → (x̂0, ε̂)`
@@ -429,11 +413,11 @@ def step_unipc(
 ):
     "UniPC: the last stride corrected by what is seen at its end, then the next predicted (Zhao et al. 2023, Algorithms 1 and 2, B₂); one call"
     if order not in (1,2,3): raise ValueError(f'order must be 1, 2 or 3, got {order}')
-    run(x, l)
-    if len(run.past) > 1 and run.past[-2].level.alpha > 0:
-        k = run.past[-2]; x = _carry(k.x, k.level, l, run.past[-order-1:])
+    run(x, l); k = run.past[max(-2, -len(run.past))]
+    if len(run.past) > 1 and k.level.alpha > 0:
+        x = _carry(k.x, k.level, l, run.past[-order-1:])
         run.past[-1] = run.past[-1]._replace(x=x)
-    return m.alpha*run.past[-1].x0 if m.sigma == 0 else _carry(x, l, m, run.past[-order:])
+    return _carry(x, l, m, run.past[-order:])
 
 SOLVERS = dict(ddim=step_ddim, ancestral=partial(step_ddim, eta=1.), heun=step_heun, churn=step_churn, lms=step_lms,
                dpmpp_2m=step_dpmpp_2m, dpmpp_3m=step_dpmpp_3m, unipc=step_unipc)
@@ -445,7 +429,7 @@ def solver(
     if name not in SOLVERS: raise ValueError(f'no solver {name!r}: there are {", ".join(SOLVERS)}')
     return SOLVERS[name]
 
-# %% ../nbs/24_one_loop.ipynb #518136d5
+# %% ../nbs/24_one_loop.ipynb #8efb6869
 def image_noise(
     seed,   # any int ≥ 0
     start,  # index of the first image
@@ -474,9 +458,9 @@ def generate(
     **kw,                 # for the step
 ):
     "N images by the one loop, in batches; the same seed gives the same images whatever `bs`"
-    n = shape[0]; xs = []; todo = range(0, n, bs)
+    n,xs = shape[0],[]
     if n < 1 or bs < 1: raise ValueError(f'n and bs must be at least 1: got n={n}, bs={bs}')
-    strides = [(i,j) for i in todo for j in range(len(levels)-1)]
+    strides = [(i,j) for i in range(0, n, bs) for j in range(len(levels)-1)]
     if progress:
         from fastprogress import progress_bar
         strides = progress_bar(strides)
