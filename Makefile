@@ -76,10 +76,12 @@ $(VENV)/.run: $(META) | $(BIN)/python
 	$(PIP) -e .
 	@touch $@
 
+# k-diffusion alone: tests/test_karras.py reads one file of it, which needs nothing that is not here; the rest would bring wandb, clip, kornia and more
 $(VENV)/.dev: $(META) | $(BIN)/python
 	@echo "installing miniai, what it needs and what the tests need into $(VENV) (once)"
 	$(PIP) torch
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps k-diffusion
 	@touch $(VENV)/.run $@
 
 $(VENV)/.lab: $(VENV)/.dev

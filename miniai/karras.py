@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .core import def_device
+from .learner import DeviceCB, TrainCB
 
 # %% ../nbs/23_karras.ipynb #bd133494
 def draw_sigmas(
@@ -62,15 +63,17 @@ def _call(net, x, t):
     if out.shape != x.shape: raise ValueError(f'the model must return the shape it was given: gave {tuple(x.shape)}, got {tuple(out.shape)}')
     return out.to(x.dtype)
 
-class KarrasCB:
-    "Trains any `Learner` as Karras et al. (2022) do: noises each batch, asks for the target of `noisify_karras`; brings the five verbs"
-    order = -9          # after `DeviceCB`
+class KarrasCB(TrainCB):
+    "Turns any `Learner` into a trainer of denoisers: noises each batch, and asks the network for the target of `noisify_karras` (Karras et al. 2022, eq. 8)"
+    order = DeviceCB.order+1
     def __init__(self,
         sigma_data,   # standard deviation of the clean images' pixels
         P_mean=-1.2,  # mean of log σ
         P_std=1.2,    # its standard deviation
         bf16=False,   # run the model in bfloat16: faster on GPUs and on recent CPUs
-    ): self.sigma_data, self.P_mean, self.P_std, self.bf16 = sigma_data, P_mean, P_std, bf16
+    ):
+        super().__init__()
+        self.sigma_data, self.P_mean, self.P_std, self.bf16 = sigma_data, P_mean, P_std, bf16
     def before_fit(self, learn): learn.model.sigma_data = self.sigma_data         # `denoise` will want to know it
     def before_epoch(self, learn): self.generator = None    # validation sees the same noise each epoch
     def before_batch(self, learn):
@@ -80,15 +83,14 @@ class KarrasCB:
     def predict(self, learn):
         x,c_noise = learn.batch[0]
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16): learn.preds = _call(learn.model, x, c_noise)
-    def get_loss(self, learn): learn.loss = learn.loss_func(learn.preds, learn.batch[1])
-    def backward(self, learn): learn.loss.backward()
-    def step(self, learn): learn.opt.step()
-    def zero_grad(self, learn): learn.opt.zero_grad()
 
 # %% ../nbs/23_karras.ipynb #dc84ce3f
 def _per_image(sigma, x):
     "σ as a tensor N×1×1×1 beside the images x"
-    return torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, *[1]*(x.ndim-1)).expand(len(x), *[1]*(x.ndim-1))
+    σ = torch.as_tensor(sigma)
+    if not ((0 < σ) & (σ < math.inf)).all(): raise ValueError(f'σ must be above 0 and finite, got {σ.min():g} to {σ.max():g}: at 0 the image is clean, and at infinity (t = 1, where α = 0) nothing is left of it')
+    if σ.numel() not in (1, len(x)): raise ValueError(f'σ must be one number or one for each of the {len(x)} images, got {σ.numel()}')
+    return σ.to(x).reshape(-1, *[1]*(x.ndim-1)).expand(len(x), *[1]*(x.ndim-1))
 
 def denoise(
     model,            # a network trained with `KarrasCB`
@@ -110,7 +112,7 @@ def sigmas_karras(
     rho=7.,          # ρ > 0: 1 spaces them evenly; more puts more of them near sigma_min
 ):
     "n levels falling from σ_max to σ_min, even in σ^(1/ρ), then 0: n+1 numbers, float64 (Karras et al. 2022, eq. 5)"
-    if n < 1: raise ValueError(f'n must be at least 1 step, got {n}')
+    if n < 1 or n != int(n): raise ValueError(f'n must be a whole number of steps, at least 1; got {n}')
     if not 0 < sigma_min < sigma_max < math.inf: raise ValueError(f'noise levels must satisfy 0 < sigma_min < sigma_max: got sigma_min={sigma_min}, sigma_max={sigma_max}')
     if not 0 < rho < math.inf: raise ValueError(f'rho must be above 0 (7 is usual), got {rho}')
     i = torch.linspace(0, 1, n, dtype=torch.float64)                               # i/(N-1)
@@ -123,10 +125,11 @@ State = namedtuple('State', 'sigma x x0_hat nfe')        # after a step: the lev
 
 class _Run:
     "What a step may use: `run(x, σ)` calls the denoiser, `run.past` holds the last looks, `run.randn()` fresh noise"
-    def __init__(self, denoise_fn, steps, randn): self.f, self.steps, self.randn, self.nfe, self.past = denoise_fn, steps, randn, 0, []
+    def __init__(self, denoise_fn, steps, randn): self.f, self.steps, self.randn, self.step, self.nfe, self.past = denoise_fn, steps, randn, 0, 0, []
     def __call__(self, x, σ):
         x0 = self.f(x, σ); self.nfe += 1
         if x0.shape != x.shape: raise ValueError(f'the model must return the shape it was given: gave {tuple(x.shape)}, got {tuple(x0.shape)}')
+        if not x0.isfinite().all(): raise FloatingPointError(f'the model gave NaN or infinity in step {self.step} of {self.steps}, at σ={float(σ):.4g}: look for them in its weights, and run it in float32 if it ran in less')
         x0 = x0.to(x.dtype); self.past = self.past[-3:] + [Look(σ, x0, (x-x0)/σ)]
         return self.past[-1]
 
@@ -151,7 +154,7 @@ def karras_steps(
     f = (lambda x, σ: denoise(model, x, σ, sigma_data)) if isinstance(model, nn.Module) else model
     run = _Run(f, steps, lambda: torch.randn(size, device=device, dtype=dtype, generator=generator))
     x = σs[0]*run.randn()
-    for σ,σ_next in zip(σs, σs[1:]):
+    for run.step,(σ,σ_next) in enumerate(zip(σs, σs[1:]), 1):
         x = step(run, x, σ, σ_next, **kwargs)
         yield State(σ_next.item(), x, run.past[-1].x0, run.nfe)
 
@@ -254,14 +257,22 @@ def sample_dpmpp_2m(
     return s_next/s*x + (1-s_next/s)*x0
 
 # %% ../nbs/23_karras.ipynb #da2bbc62
+def _log_sigmas(abar):
+    "log of the noise-to-image ratio σ at each time of a table of ᾱ, rising, in float64 on the CPU"
+    a = torch.as_tensor(abar).double().cpu()
+    if a.ndim == 1 and len(a) and a[-1] == 0: raise ValueError('the last ᾱ of `abar` is 0: at t = 1 α is 0 too, and x̂0 = (x-σ·ε̂)/α would divide by it, so a guess of the noise says nothing about the image; leave that time out')
+    if a.ndim != 1 or len(a) < 2 or not (((0 < a) & (a < 1)).all() and (a.diff() < 0).all()): raise ValueError(f'`abar` must be two or more numbers within (0,1) that fall, as in `ddpm_schedule().abar`; got {a.flatten()[:5].tolist()}')
+    return ((1-a)/a).log()/2
+
 def denoiser_from_eps(
     net,   # called with x_t and N times (fractions between 0 and T-1); returns ε̂
-    abar,  # ᾱ that it was trained on, T numbers falling from 1 to 0, e.g. `ddpm_schedule().abar`
+    abar,  # ᾱ that it was trained on, T numbers within (0,1), falling, e.g. `ddpm_schedule().abar`
 ):
-    "A function `(x, σ) → x̂0` that asks a network trained to guess the noise, at the t whose noise-to-image ratio is σ"
-    log_σ = ((1-abar.double())/abar.double()).log().cpu()/2                        # rises with t
+    "A function `(x, σ) → x̂0` that asks a network trained to guess the noise, at the t whose noise-to-image ratio is σ (below the least of them, at t=0)"
+    log_σ = _log_sigmas(abar)
     def _f(x, sigma):
         σ = _per_image(sigma, x); l = σ.flatten().double().log().cpu().contiguous()
+        if (l > log_σ[-1]+1e-4).any(): raise ValueError(f'σ={l.max().exp():.4g} is noisier than all that the network was trained on: start at its last time with sigma_max={log_σ[-1].exp():.6g}')
         i = torch.searchsorted(log_σ, l).clamp(1, len(log_σ)-1)
         t = i-1 + (l - log_σ[i-1])/(log_σ[i] - log_σ[i-1])
         ε = _call(net, x/(1+σ**2).sqrt(), t.clamp(0, len(log_σ)-1).float().to(x.device))

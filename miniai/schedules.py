@@ -127,6 +127,7 @@ def _levels(ts, abar):
     ts = _unit(torch.as_tensor(ts, dtype=torch.float64).cpu(), 't')
     if ts.ndim != 1 or len(ts) < 2 or not (ts.diff() < 0).all(): raise ValueError(f'ts must be two or more decreasing times, as `grid` makes them; got {ts.flatten().tolist()[:5]}')
     a = abar(ts)
+    if a[0] == 0: raise ValueError(f'at t={ts[0]:g} α=√ᾱ is 0, and x̂0 = (x-σ·ε̂)/α would divide by it, so a model that predicts ε cannot be asked there; start below, e.g. at T_MAX={T_MAX}')
     if not (((0 < a) & (a < 1))[:-1].all() and 0 < a[-1] <= 1 and (a.diff() >= 0).all()):
         raise ValueError(f'ᾱ must lie in (0,1) where the model is asked, and rise towards the clean end; got {a[0]:g} at t={ts[0]:g} to {a[-1]:g} at t={ts[-1]:g}; start below 1, e.g. at T_MAX={T_MAX}')
     return ts, a

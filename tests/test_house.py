@@ -22,7 +22,7 @@ TABLE = {
     '20_DDIM': ('ddim', 'core ddpm'),
     '21_cifar10_and_wandb': ('tracking', 'core datasets learner'),
     '22_cosine': ('schedules', 'core'),
-    '23_karras': ('karras', 'core schedules'),
+    '23_karras': ('karras', 'core learner schedules'),
     '24_one_loop': ('diffusion', 'core learner schedules karras'),
     '25_unet': ('unet', 'core conv'),
     '26_guidance': ('guidance', 'diffusion'),

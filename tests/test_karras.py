@@ -1,0 +1,136 @@
+"The samplers of `karras` are the published algorithms: k-diffusion's functions, and Algorithm 2 of Karras et al. (2022) written out, on the same noise in float64"
+import importlib, importlib.metadata, math, sys, types
+import pytest
+import torch
+from miniai.karras import KarrasCB, denoiser_from_eps, sample, sample_dpmpp_2m, sample_euler, sample_euler_ancestral, sample_heun, sample_lms, sigmas_karras
+from miniai.learner import DeviceCB, TrainCB
+from miniai.schedules import grid, sample_grid
+
+SIZE = (3,1,4,4)
+STEPS = 5, 10, 18, 40
+
+def exact(x, sigma, m=.6, s=.3):
+    "x̂0 for pixels that are -m or m, give or take s: the exact denoiser of a mixture of two Gaussians. σ is a number, or one for each image"
+    v = torch.as_tensor(sigma).reshape(-1, *[1]*(x.ndim-1))**2 + s**2
+    return (s**2*x + (v-s**2)*m*(m*x/v).tanh())/v
+
+def ours(step, n, f=exact, **kw):
+    torch.manual_seed(7)
+    return sample(step, f, SIZE, n, device='cpu', dtype=torch.float64, **kw)
+
+@pytest.fixture(scope='module')
+def k():
+    "`k_diffusion.sampling` alone: the package's own import wants wandb, clip, kornia and more. What stands in for torchsde and torchdiffeq serves functions that are not called here"
+    try: folder = importlib.metadata.distribution('k-diffusion').locate_file('k_diffusion')
+    except importlib.metadata.PackageNotFoundError: pytest.fail('k-diffusion is not installed: `make test` does it, or `pip install --no-deps -c constraints.txt k-diffusion`')
+    pkg = types.ModuleType('k_diffusion'); pkg.__path__ = [str(folder)]
+    stubs = {nm: types.ModuleType(nm) for nm in ('torchsde', 'torchdiffeq')}; stubs['torchdiffeq'].odeint = None
+    with pytest.MonkeyPatch.context() as mp:
+        for nm,m in (stubs | {'k_diffusion': pkg}).items(): mp.setitem(sys.modules, nm, m)
+        return importlib.import_module('k_diffusion.sampling')
+
+def theirs(sampler, n, f=exact, **kw):
+    "Their sampler over our noise levels, which are float64 where theirs are float32"
+    torch.manual_seed(7); σs = sigmas_karras(n)
+    return sampler(f, σs[0]*torch.randn(SIZE, dtype=torch.float64), σs, disable=True, **kw)
+
+CASES = [(sample_euler, 'sample_euler', {})]
+CASES += [(sample_euler_ancestral, 'sample_euler_ancestral', dict(eta=η)) for η in (0., .5, 1.)]
+CASES += [(sample_heun, 'sample_heun', kw) for kw in (dict(s_churn=0.), dict(s_churn=2.), dict(s_churn=40., s_noise=1.007), dict(s_churn=1e9))]
+CASES += [(sample_lms, 'sample_lms', dict(order=o)) for o in (1, 2, 3, 4)] + [(sample_dpmpp_2m, 'sample_dpmpp_2m', {})]
+
+@pytest.mark.parametrize('n', STEPS)
+@pytest.mark.parametrize('step,name,kw', CASES, ids=[f'{nm}-{kw}' for _,nm,kw in CASES])
+def test_steps_are_k_diffusions(k, step, name, kw, n):
+    a,b = ours(step, n, **kw), theirs(getattr(k, name), n, **kw)
+    assert a.dtype == b.dtype == torch.float64
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+@pytest.mark.parametrize('n', STEPS)
+def test_the_grid_is_k_diffusions(k, n):
+    for lo,hi,rho in ((.01, 80., 7.), (.002, 80., 7.), (.1, 10., 3.)):
+        torch.testing.assert_close(sigmas_karras(n, lo, hi, rho).float(), k.get_sigmas_karras(n, lo, hi, rho), rtol=2e-6, atol=0)     # theirs is made in float32
+
+@pytest.mark.parametrize('a,b', [(sample_euler_ancestral, dict(eta=.5)), (sample_heun, dict(s_churn=2.)), (sample_lms, dict(order=3))], ids=lambda o: getattr(o, '__name__', ''))
+def test_another_setting_is_seen(k, a, b):
+    "The comparison can fail: with another η, churn or order than theirs the images differ by far more than the tolerance"
+    assert (ours(a, 10, **b) - theirs(getattr(k, a.__name__), 10)).abs().max() > 1e-3
+
+def algorithm_2(D, N, S_churn, S_tmin=0., S_tmax=math.inf, S_noise=1., evaluate_at='t_hat'):
+    "Karras et al. (2022), Algorithm 2, line by line; their t is σ"
+    torch.manual_seed(7); t = sigmas_karras(N)
+    x = t[0]*torch.randn(SIZE, dtype=torch.float64)
+    for i in range(N):
+        γ = min(S_churn/N, 2**.5-1) if S_tmin <= t[i] <= S_tmax else 0.
+        t_hat = t[i] + γ*t[i]
+        ε = S_noise*torch.randn(SIZE, dtype=torch.float64) if γ else 0.
+        x_hat = x + (t_hat**2-t[i]**2).sqrt()*ε
+        told = t_hat if evaluate_at == 't_hat' else t[i]
+        d = (x_hat - D(x_hat, told))/told
+        x = x_hat + (t[i+1]-t_hat)*d
+        if t[i+1] != 0:
+            d2 = (x - D(x, t[i+1]))/t[i+1]
+            x = x_hat + (t[i+1]-t_hat)*(d/2 + d2/2)
+    return x
+
+CHURN = [dict(s_churn=0.), dict(s_churn=2.), dict(s_churn=40., s_tmin=.05, s_tmax=50., s_noise=1.003), dict(s_churn=1e9), dict(s_churn=5., s_tmin=1e3)]
+
+@pytest.mark.parametrize('n', STEPS)
+@pytest.mark.parametrize('kw', CHURN, ids=str)
+def test_heun_is_algorithm_2(kw, n):
+    paper = algorithm_2(exact, n, **{'S'+nm[1:]: v for nm,v in kw.items()})
+    torch.testing.assert_close(ours(sample_heun, n, **kw), paper, rtol=0, atol=1e-12)
+
+@pytest.mark.parametrize('n', STEPS)
+def test_the_denoiser_is_asked_at_sigma_hat(n):
+    "Asked at the level before the churn, which is easily written, Algorithm 2 gives other images; without churn it makes no difference"
+    for churn,same in ((0., True), (10., False)):
+        wrong = algorithm_2(exact, n, churn, evaluate_at='t')
+        assert ((ours(sample_heun, n, s_churn=churn) - wrong).abs().max() < 1e-12) == same
+    asked = []; ours(sample_heun, n, f=lambda x, s: asked.append(float(s)) or exact(x, s), s_churn=10.)
+    σs = sigmas_karras(n); γ = min(10/n, 2**.5-1)
+    assert asked[::2] == pytest.approx((σs[:-1]*(1+γ)).tolist()) and asked[1::2] == pytest.approx(σs[1:-1].tolist())
+
+# --- the callback
+
+def test_the_callback_is_an_ordinary_trainer():
+    assert issubclass(KarrasCB, TrainCB) and KarrasCB.order == DeviceCB.order+1
+    assert not {'get_loss', 'backward', 'step', 'zero_grad'} & vars(KarrasCB).keys()      # only the batch and the network's call are its own
+
+# --- bad input
+
+def sentence(error, words, f, *args, **kw):
+    with pytest.raises(error) as e: f(*args, **kw)
+    text = str(e.value); assert words in text and '\n' not in text and e.value.__context__ is None, text
+
+def test_levels_that_do_not_fall():
+    for lo,hi in ((80., .01), (1., 1.), (0., 80.), (-1., 80.), (.01, math.inf)): sentence(ValueError, f'must satisfy 0 < sigma_min < sigma_max: got sigma_min={lo}, sigma_max={hi}', ours, sample_euler, 5, sigma_min=lo, sigma_max=hi)
+
+@pytest.mark.parametrize('rho', [0, -7, math.inf, math.nan])
+def test_rho(rho): sentence(ValueError, f'rho must be above 0 (7 is usual), got {rho}', ours, sample_euler, 5, rho=rho)
+
+@pytest.mark.parametrize('n', [0, -3, 2.5])
+def test_steps(n): sentence(ValueError, f'a whole number of steps, at least 1; got {n}', ours, sample_euler, n)
+
+@pytest.mark.parametrize('order', [0, -1, 5, 1.5])
+def test_order(order): sentence(ValueError, f'order must be 1, 2, 3 or 4 slopes, got {order}', ours, sample_lms, 5, order=order)
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf])
+def test_a_model_that_gives_nan(bad):
+    "Which step and which σ: of Heun's two calls in a step too"
+    σs = sigmas_karras(5)
+    for step,at,i in ((sample_euler, 0, 1), (sample_euler, 3, 4), (sample_dpmpp_2m, 4, 5), (sample_heun, 3, 3)):      # Heun's third step looks at the fourth level
+        sentence(FloatingPointError, f'NaN or infinity in step {i} of 5, at σ={σs[at]:.4g}', ours, step, 5, lambda x, s: exact(x, s) + (bad if s <= σs[at] else 0.))
+
+def test_t_of_one_for_a_model_that_guesses_the_noise():
+    "There α is 0 and x̂0 is undefined: the sentence says so, on the continuous time of notebook 22 and on a table of ᾱ"
+    noise = lambda x, t: x
+    sentence(ValueError, 'at t=1 α=√ᾱ is 0, and x̂0 = (x-σ·ε̂)/α would divide by it', sample_grid, noise, SIZE, 5, t_max=1., device='cpu')
+    sentence(ValueError, 'at t = 1 α is 0 too, and x̂0 = (x-σ·ε̂)/α would divide by it', denoiser_from_eps, noise, torch.tensor([.9, .5, 0.]))
+    for t_max in (1.2, -.1, math.nan): sentence(ValueError, 'the times must run down within [0,1]', grid, 5, t_max)
+
+def test_a_level_out_of_range():
+    den = denoiser_from_eps(lambda x, t: x, torch.tensor([.99, .5, .1])); x = torch.zeros(SIZE)
+    for s in (0., -1., math.nan, math.inf): sentence(ValueError, 'σ must be above 0 and finite, got', den, x, s)
+    sentence(ValueError, 'σ=80 is noisier than all that the network was trained on: start at its last time with sigma_max=3', den, x, 80.)
+    assert sample(sample_euler, den, SIZE, 3, sigma_max=3., device='cpu').isfinite().all()
