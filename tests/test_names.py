@@ -17,6 +17,11 @@ NAMES = {
     'ddpm': 'DDPMCB noisify sample_ddpm',
     'accel': 'MixedPrecision AccelerateCB EMACB ClipGradCB',
     'fid': 'ImageEval',
+    'schedules': 'abar inv_abar linear_gamma cosine_gamma sigmoid_gamma log_snr',
+    'karras': 'sigmas_karras sample sample_euler sample_euler_ancestral sample_heun sample_lms sample_dpmpp_2m scalings denoise KarrasCB',
+    'diffusion': '''Level vp_table vp_cosine ve rectified scaled eps_pred x0_pred v_pred flow_pred edm_pred Denoiser DiffusionCB clip_x0
+                    uniform_grid rho_grid logsnr_grid levels one_loop generate step_ddim step_heun step_churn step_lms step_dpmpp_2m step_dpmpp_3m step_unipc''',
+    'cli': 'train sample_images evaluate quickstart',
     'unet': 'UNet load_unet'}
 METHODS = {'Learner': 'fit callback one_epoch lr_find summary show_image_batch capture_preds', 'DataLoaders': 'from_dd',
            'ActivationStats': 'color_dim dead_chart plot_stats', 'RecorderCB': 'plot'}
