@@ -17,7 +17,7 @@ NAMES = {
     'ddpm': 'DDPMCB noisify sample_ddpm',
     'accel': 'MixedPrecision AccelerateCB EMACB ClipGradCB',
     'fid': 'ImageEval',
-    'unet': 'UNet load_unet'}
+    'unet': 'UNet load_unet weights_names'}
 METHODS = {'Learner': 'fit callback one_epoch lr_find summary show_image_batch capture_preds', 'DataLoaders': 'from_dd',
            'ActivationStats': 'color_dim dead_chart plot_stats', 'RecorderCB': 'plot'}
 ALL = [(m,n) for m,ns in NAMES.items() for n in ns.split()]
