@@ -63,24 +63,23 @@ def cost(net):
     return dict(params=sum(p.numel() for p in net.parameters()), mflops=c.get_total_flops()/1e6)
 
 def steps(bs, n_rounds):
-    "A training step of every network in turn, the two main ones also in float32: a record's fields for each"
-    ways = {(nm, True): make_learner(nm, bs, 1, 1) for nm in NETS} | {(nm, False): make_learner(nm, bs, 1, 1, bf16=False) for nm in (OURS, THEIRS)}
+    "A training step of every network in turn, in float32 and bfloat16: a record's fields for each"
+    ways = {(nm, bf16): make_learner(nm, bs, 1, 1, bf16) for nm in NETS for bf16 in (False, True)}
     secs = {k: [] for k in ways}
     for i in range(n_rounds+1):                                                    # the first round warms up
         for k in sorted(ways, reverse=i%2):
             s = timed(lambda: ways[k].fit(1, valid=False)); secs[k] += [s] if i else []
             print(f'round {i}, {k[0]}, {"bfloat16" if k[1] else "float32"}: {s:.2f} s', flush=True)
-    first = secs[OURS, True]
     return [dict(what='unet_step', net=nm, precision='bfloat16' if bf else 'float32', bs=bs, n_rounds=n_rounds, clock=clock.__name__, **cost(ways[nm,bf].model),
-                 step_s=statistics.median(v), times_ours=statistics.median([a/b for a,b in zip(v, first)]), all_s=[round(o, 3) for o in v]) for (nm,bf),v in secs.items()]
+                 step_s=statistics.median(v), times_ours=statistics.median([a/b for a,b in zip(v, secs[OURS,bf])]), all_s=[round(o, 3) for o in v]) for (nm,bf),v in secs.items()]
 
 def reach(curve, loss):
     "Seconds until a curve's loss is first at or below `loss`; None: never"
     return next((s for s,l in zip(curve['seconds'], curve['loss']) if l <= loss), None)
 
 def curves(seconds, bs, n_valid, n_steps, seed=42, lr=1e-3):
-    "Both networks trained in one process, in turns, each for so many seconds of training: a record's fields"
-    learns = {nm: make_learner(nm, bs, n_valid, n_steps, seed=seed, lr=lr) for nm in (OURS, THEIRS)}
+    "Both networks trained in float32 in one process, in turns, each for so many seconds of training: a record's fields"
+    learns = {nm: make_learner(nm, bs, n_valid, n_steps, bf16=False, seed=seed, lr=lr) for nm in (OURS, THEIRS)}
     got = {nm: dict(seconds=[], steps=[], loss=[]) for nm in learns}; spent = dict.fromkeys(learns, 0.); turn = dict.fromkeys(learns, 0)
     try:
         while (nm := min(spent, key=spent.get)) and spent[nm] < seconds:
@@ -90,7 +89,7 @@ def curves(seconds, bs, n_valid, n_steps, seed=42, lr=1e-3):
             print(f'{nm}: {spent[nm]:.0f} s, step {turn[nm]*n_steps}, validation loss {got[nm]["loss"][-1]:.4f}', flush=True)
     except KeyboardInterrupt: print('ended early')
     best = min(got[THEIRS]['loss']); a,b = reach(got[OURS], best),reach(got[THEIRS], best)
-    return dict(what='unet_curve', ours=OURS, theirs=THEIRS, precision='bfloat16', bs=bs, lr=lr, optimiser='Adam, constant learning rate', n_valid=n_valid, seed=seed,
+    return dict(what='unet_curve', ours=OURS, theirs=THEIRS, precision='float32', bs=bs, lr=lr, optimiser='Adam, constant learning rate', n_valid=n_valid, seed=seed,
                 clock=clock.__name__, params={nm: sum(p.numel() for p in l.model.parameters()) for nm,l in learns.items()}, curves=got,
                 loss=best, seconds={OURS: a, THEIRS: b}, ratio=a and a/b)
 
@@ -107,5 +106,5 @@ def main(
         rows = [log(dict(seed=42) | r) for r in steps(*((4, 1) if quick else (128, 3)))]
         print(Table(rows, dict(net='U-Net', precision='precision', params='parameters', mflops='MFLOPs an image', step_s='s a step', times_ours='times ours')))
     if only != 'steps':
-        r = log(curves(*((1, 4, 8, 1) if quick else (seconds, 128, 512, 8)), seed=seed))
+        r = log(curves(*((0.5, 4, 8, 1) if quick else (seconds, 128, 512, 4)), seed=seed))
         print(Table([dict(net=nm, seconds=s, loss=r['loss']) for nm,s in r['seconds'].items()], dict(net='U-Net', seconds='seconds of training', loss='until the validation loss is at most')))

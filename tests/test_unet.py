@@ -54,7 +54,7 @@ def test_shipped_weights_by_name():
     assert load_unet(device='cpu')[1] == load_unet('fashion_ddpm', 'cpu')[1]
 
 def test_weights_that_are_not_there():
-    with pytest.raises(ValueError, match="there are no weights 'fashion_dpm': give a path that `core.save` returned, or one of the package's own: .*fashion_ddpm"): load_unet('fashion_dpm')
+    with pytest.raises(FileNotFoundError, match="there are no weights 'fashion_dpm': give a path that `core.save` returned, or one of the package's own: .*fashion_ddpm"): load_unet('fashion_dpm')
 
 def test_weights_of_no_unet(tmp_path):
     save(nn.Linear(1,1), tmp_path/'w')
