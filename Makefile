@@ -43,8 +43,8 @@ readme: $(VENV)/.dev                    ## README.md from nbs/index.ipynb, its t
 equations: $(VENV)/.dev                 ## typeset nbs/equations.yml to nbs/images/ (needs node and npm)
 	$(BIN)/python nbs/equations.py
 
-bench: $(VENV)/.dev $(VENV)/.data       ## what learner, loader, FID and sampling loop cost; appends to results/bench.jsonl
-	for b in learner fid sampling; do $(BIN)/python bench/$$b.py || exit 1; done
+bench: $(VENV)/.dev $(VENV)/.data       ## what learner, loader, FID, sampling loop and U-Net cost; appends to results/bench.jsonl
+	for b in learner fid sampling unet; do $(BIN)/python bench/$$b.py || exit 1; done
 
 lab: $(VENV)/.lab $(VENV)/.data         ## the notebooks, in JupyterLab
 	$(BIN)/jupyter lab nbs

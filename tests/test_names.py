@@ -22,7 +22,7 @@ NAMES = {
     'diffusion': '''Level vp_table vp_cosine ve rectified scaled eps_pred x0_pred v_pred flow_pred edm_pred Denoiser DiffusionCB clip_x0
                     uniform_grid rho_grid logsnr_grid levels one_loop generate step_ddim step_heun step_churn step_lms step_dpmpp_2m step_dpmpp_3m step_unipc''',
     'cli': 'train sample_images evaluate quickstart',
-    'unet': 'UNet load_unet'}
+    'unet': 'UNet load_unet weights_names'}
 METHODS = {'Learner': 'fit callback one_epoch lr_find summary show_image_batch capture_preds', 'DataLoaders': 'from_dd',
            'ActivationStats': 'color_dim dead_chart plot_stats', 'RecorderCB': 'plot'}
 ALL = [(m,n) for m,ns in NAMES.items() for n in ns.split()]
