@@ -276,17 +276,17 @@ def levels(
     if any(a <= b for a,b in zip(noise, noise[1:])): raise ValueError(f'the levels must fall from noise to image: their σ/α are {", ".join(f"{o:.3g}" for o in noise[:6])}…')
     return ls
 
-# %% ../nbs/24_one_loop.ipynb #0e94ad07
+# %% ../nbs/24_one_loop.ipynb #ea384894
 Eval = namedtuple('Eval', 'level x x0 eps')              # one call of the denoiser
 Now = namedtuple('Now', 'level x x0_hat nfe')            # after a stride: the level reached, the images, the guess they came from, calls so far
 
 class Run:
-    "What a step may use: `run(x, level)` calls the denoiser, `run.past` holds its last answers, `run.randn()` is fresh noise"
+    "What a step may use: `run(x, level)` calls the denoiser, `run.past` holds its last answers, `run.randn()` is fresh noise, `run.left` counts the strides still to go"
     def __init__(self,
         den,    # `den(x, level) → (x̂0, ε̂)`
         randn,  # called for noise of the shape of x
         n,      # strides in all
-    ): self.den, self.randn, self.n, self.nfe, self.past = den, randn, n, 0, []
+    ): self.den, self.randn, self.n, self.left, self.nfe, self.past = den, randn, n, n, 0, []
     def __call__(self, x, level):
         x0,ε = self.den(x, level); self.nfe += 1
         if not x0.isfinite().all(): raise ValueError(f'the model gave a number that is not finite in call {self.nfe}, at t={level.t}, α={level.alpha:.4g}, σ={level.sigma:.4g}')
@@ -302,9 +302,9 @@ def one_loop(
     **kw,    # for the step
 ):
     "Yield where we are after each of n strides, from noise to image: the one loop"
-    run = Run(den, randn, len(levels)-1)
+    run = Run(den, randn, len(levels)-1); run.left = run.n if levels[-1].sigma == 0 else math.inf      # ∞: no end in sight
     for l,m in zip(levels, levels[1:]):
-        x = step(run, x, l, m, **kw)
+        x = step(run, x, l, m, **kw); run.left -= 1
         yield Now(m, x, run.past[-1].x0, run.nfe)
 
 # %% ../nbs/24_one_loop.ipynb #808e06b4
@@ -367,7 +367,7 @@ def step_lms(
     w = _lms_weights([_ratio(*o.level[1:]) for o in past], _ratio(*l[1:]), _ratio(*m[1:]))
     return m.alpha*(x/l.alpha + sum(wi*o.eps for wi,o in zip(w, past)))
 
-# %% ../nbs/24_one_loop.ipynb #eb7ddd8d
+# %% ../nbs/24_one_loop.ipynb #03d9990b
 def _λ(l): return (l.alpha/l.sigma).log().item()                       # half the log-SNR
 
 def _weights(r, h):
@@ -402,14 +402,14 @@ def step_dpmpp_3m(
 ):
     "A parabola through the last three x̂0, integrated exactly: the third order of DPM-Solver++ (Lu et al. 2022, eq. 9); one call"
     run(x, l)
-    return _carry(x, l, m, run.past[-3:])
+    return _carry(x, l, m, run.past[-min(3, run.left):])
 
 def step_unipc(
     run,      # `run(x, level) → (x̂0, ε̂)`
     x,        # images at l
     l,        # their level
     m,        # the next
-    order=3,  # how many x̂0 the prediction uses, 1…3; the correction uses one more
+    order=2,  # how many x̂0 the prediction uses, 1…3; the correction uses one more
 ):
     "UniPC: the last stride corrected by what is seen at its end, then the next predicted (Zhao et al. 2023, Algorithms 1 and 2, B₂); one call"
     if order not in (1,2,3): raise ValueError(f'order must be 1, 2 or 3, got {order}')
@@ -417,7 +417,7 @@ def step_unipc(
     if len(run.past) > 1 and k.level.alpha > 0:
         x = _carry(k.x, k.level, l, run.past[-order-1:])
         run.past[-1] = run.past[-1]._replace(x=x)
-    return _carry(x, l, m, run.past[-order:])
+    return _carry(x, l, m, run.past[-min(order, run.left):])
 
 SOLVERS = dict(ddim=step_ddim, ancestral=partial(step_ddim, eta=1.), heun=step_heun, churn=step_churn, lms=step_lms,
                dpmpp_2m=step_dpmpp_2m, dpmpp_3m=step_dpmpp_3m, unipc=step_unipc)
