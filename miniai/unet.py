@@ -78,6 +78,15 @@ class SelfAttention(nn.Module):
         a = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(a.transpose(-1,-2).reshape(n, c, h, w))
 
+# %% ../nbs/25_unet.ipynb #ab250009
+def _check_images(x, channels, side):
+    "Raise `ValueError` for images that a network for so many channels, and sides that are multiples of `side`, was not built for"
+    if x.ndim != 4: raise ValueError(f'a U-Net takes images N×C×H×W, got a tensor of shape {tuple(x.shape)}')
+    c,h,w = x.shape[1:]
+    if c != channels: raise ValueError(f'images of {c} channels, but this U-Net was built for {channels}: make one with `channels={c}`')
+    if h % side or w % side:
+        raise ValueError(f'images of {h}×{w} cannot be halved as often as this U-Net does: both sides must be multiples of {side}; pad them, or use fewer widths')
+
 # %% ../nbs/25_unet.ipynb #516f1338
 class UNet(nn.Module):
     "A U-Net for diffusion: `forward(x, t)` gives a tensor of the shape of `x` (N×C×H×W) for times `t` (N, or one number)"
@@ -106,15 +115,8 @@ class UNet(nn.Module):
             for _ in range(n_blocks+1): self.up.append(level(i, nf+skips.pop(), w)); nf = w
             if i: self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(nf, nf, 3, padding=1)))
         self.out = nn.Sequential(group_norm(nf), nn.SiLU(), zero(nn.Conv2d(nf, c, 3, padding=1)))
-    def check(self, x):  # what `forward` was given
-        "Raise `ValueError` for images that this network was not built for"
-        if x.ndim != 4: raise ValueError(f'a U-Net takes images N×C×H×W, got a tensor of shape {tuple(x.shape)}')
-        c,h,w = x.shape[1:]
-        if c != self.channels: raise ValueError(f'images of {c} channels, but this U-Net was built for {self.channels}: make one with `channels={c}`')
-        if h % self.side or w % self.side:
-            raise ValueError(f'images of {h}×{w} cannot be halved as often as this U-Net does: both sides must be multiples of {self.side}; pad them, or use fewer widths')
     def forward(self, x, t):
-        self.check(x)
+        _check_images(x, self.channels, self.side)
         t = torch.as_tensor(t, device=x.device).expand(len(x))
         emb = self.embed(timestep_embedding(t*self.t_scale, self.n_emb))
         x = self.conv_in(F.pixel_unshuffle(x, self.patch)); skips = [x]
