@@ -22,7 +22,7 @@ from .karras import _lms_weights, draw_sigmas, sigmas_karras
 from .learner import DeviceCB, TrainCB
 from .schedules import table_index
 
-# %% ../nbs/24_one_loop.ipynb #953ecd00
+# %% ../nbs/24_one_loop.ipynb #311cbc06
 Level = namedtuple('Level', 't alpha sigma')        # one noise level: x_t = α·x0 + σ·ε
 
 DDPM_ABAR = (1-torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)   # ᾱ: Ho et al. 2020, §4
@@ -48,6 +48,7 @@ def vp(
     "(1, t)/√(1+t²): the same circle, its time the ratio σ/α"
     return 1/(1+t**2).sqrt(), t/(1+t**2).sqrt()
 
+# %% ../nbs/24_one_loop.ipynb #2a5365b7
 def ve(
     t,  # σ ≥ 0: a tensor
 ):
@@ -68,7 +69,7 @@ def scaled(
     if not 0 < b < math.inf: raise ValueError(f'the input scale b must be above 0, and finite; got {b}')
     return lambda t: (b*path(t)[0], path(t)[1])
 
-# %% ../nbs/24_one_loop.ipynb #a78f5d3f
+# %% ../nbs/24_one_loop.ipynb #5dbebba7
 def eps_pred(
     alpha,  # α of the level
     sigma,  # σ of the level
@@ -83,6 +84,7 @@ def x0_pred(
     "F = x0"
     return 1., 0.
 
+# %% ../nbs/24_one_loop.ipynb #da8be573
 def v_pred(
     alpha,  # α of the level
     sigma,  # σ of the level
@@ -121,7 +123,7 @@ def unmix(
         raise ValueError(f'at α={alpha:.3g}, σ={sigma:.3g} this prediction is the input itself and tells nothing of the image: start a little lower (t=0.995, say), or train a network that predicts v, flow or EDM\'s target')
     return (b*x - sigma*F)/Δ, (alpha*F - a*x)/Δ
 
-# %% ../nbs/24_one_loop.ipynb #0ab8397f
+# %% ../nbs/24_one_loop.ipynb #bd74576d
 Formulation = namedtuple('Formulation', 'name path pred scale time draw')   # what a network was, or is to be, trained to do
 
 def _ratio(α, σ): return σ/α
@@ -137,12 +139,14 @@ def ddpm_form(
     def time(α, σ): return table_index(torch.as_tensor(α**2/(α**2+σ**2)).reshape(-1), abar)
     return Formulation('ddpm', vp_table(abar), pred, _on_circle, time, draw)
 
+# %% ../nbs/24_one_loop.ipynb #12429d2e
 def cosine_form(
     pred=eps_pred,  # what the network predicts
 ):
     "Notebook 22: times in [0,1), uniform, the cosine path, ε (Nichol and Dhariwal 2021)"
     return Formulation('cosine', vp_cosine, pred, _on_circle, lambda α,σ: torch.atan2(torch.as_tensor(σ), torch.as_tensor(α))*2/math.pi, _uniform)
 
+# %% ../nbs/24_one_loop.ipynb #4f9286be
 def edm_form(
     sigma_data=0.5,  # standard deviation of the clean images' pixels, measured
     P_mean=-1.2,     # mean of log σ
@@ -158,11 +162,12 @@ def flow_form():
 
 FORMS = dict(ddpm=ddpm_form, cosine=cosine_form, edm=edm_form, flow=flow_form)
 
-# %% ../nbs/24_one_loop.ipynb #733b009c
+# %% ../nbs/24_one_loop.ipynb #fc5a7992
 def _four(o, x):     # a level's number beside images: one for each image, or one for all
     o = torch.as_tensor(o, device=x.device)
     return o.reshape(-1, *[1]*(x.ndim-1)) if o.ndim else o
 
+# %% ../nbs/24_one_loop.ipynb #0d728222
 class Denoiser:
     "Any network as `den(x, level) → (x̂0, ε̂)`: only the level's σ/α matters, whatever path it was trained on"
     def __init__(self,
@@ -208,7 +213,7 @@ def clip_x0(
         x0 = den(x, level)[0].clamp(*vrange); return x0, (x - _four(level.alpha, x)*x0)/_four(level.sigma, x)
     return _clipped
 
-# %% ../nbs/24_one_loop.ipynb #756156a7
+# %% ../nbs/24_one_loop.ipynb #e7900451
 def noisify_form(
     x0,              # clean images N×C×H×W in ±1
     form,            # `Formulation`
@@ -220,6 +225,7 @@ def noisify_form(
     k = form.scale(α, σ); a,b = form.pred(k*α, k*σ)
     return (k*(α*x0 + σ*ε), form.time(k*α, k*σ).flatten().to(x0)), a*x0 + b*ε
 
+# %% ../nbs/24_one_loop.ipynb #d216d097
 class DiffusionCB(TrainCB):
     "Turns any `Learner` into a diffusion trainer, of whichever formulation"
     order = DeviceCB.order+1
@@ -237,7 +243,7 @@ class DiffusionCB(TrainCB):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16): out = learn.model(x, t)
         learn.preds = getattr(out, 'sample', out).float()
 
-# %% ../nbs/24_one_loop.ipynb #662c161a
+# %% ../nbs/24_one_loop.ipynb #f2f36199
 def uniform_grid(
     n,         # times, ≥ 1
     hi=0.995,  # the first
@@ -256,6 +262,7 @@ def rho_grid(
     "n values of σ/α, even in their ρ-th root: for `ve` or `vp`, float64 (Karras et al. 2022, eq. 5)"
     return sigmas_karras(n, lo, hi, rho)[:-1]
 
+# %% ../nbs/24_one_loop.ipynb #b798cdb8
 def logsnr_grid(
     n,        # times, ≥ 1
     hi=80.,   # the first
@@ -276,7 +283,7 @@ def levels(
     if any(a <= b for a,b in zip(noise, noise[1:])): raise ValueError(f'the levels must fall from noise to image: their σ/α are {", ".join(f"{o:.3g}" for o in noise[:6])}…')
     return ls
 
-# %% ../nbs/24_one_loop.ipynb #ea384894
+# %% ../nbs/24_one_loop.ipynb #add1b44c
 Eval = namedtuple('Eval', 'level x x0 eps')              # one call of the denoiser
 Now = namedtuple('Now', 'level x x0_hat nfe')            # after a stride: the level reached, the images, the guess they came from, calls so far
 
@@ -292,6 +299,7 @@ class Run:
         if not x0.isfinite().all(): raise ValueError(f'the model gave a number that is not finite in call {self.nfe}, at t={level.t}, α={level.alpha:.4g}, σ={level.sigma:.4g}')
         self.past = self.past[-3:] + [Eval(level, x, x0, ε)]; return x0, ε
 
+# %% ../nbs/24_one_loop.ipynb #482a3187
 @torch.no_grad()
 def one_loop(
     den,     # `den(x, level) → (x̂0, ε̂)`
@@ -322,7 +330,7 @@ def step_ddim(
     x = m.alpha*x0 + (m.sigma**2-σ_up**2).sqrt()*ε
     return x + σ_up*run.randn() if σ_up > 0 else x
 
-# %% ../nbs/24_one_loop.ipynb #21b15738
+# %% ../nbs/24_one_loop.ipynb #e47aa2da
 def step_heun(
     run,  # `run(x, level) → (x̂0, ε̂)`
     x,    # images at l
@@ -334,6 +342,7 @@ def step_heun(
     if m.sigma == 0 or l.alpha == 0: return y
     return y + (m.sigma - m.alpha*l.sigma/l.alpha)*(run(y, m)[1]-ε)/2
 
+# %% ../nbs/24_one_loop.ipynb #052a7b9b
 def step_churn(
     run,              # `run(x, level) → (x̂0, ε̂)`
     x,                # images at l
@@ -367,7 +376,7 @@ def step_lms(
     w = _lms_weights([_ratio(*o.level[1:]) for o in past], _ratio(*l[1:]), _ratio(*m[1:]))
     return m.alpha*(x/l.alpha + sum(wi*o.eps for wi,o in zip(w, past)))
 
-# %% ../nbs/24_one_loop.ipynb #03d9990b
+# %% ../nbs/24_one_loop.ipynb #c9ca0d5f
 def _λ(l): return (l.alpha/l.sigma).log().item()                       # half the log-SNR
 
 def _weights(r, h):
@@ -384,6 +393,7 @@ def _carry(x, l, m, seen):
     h = _λ(m)-_λ(l); r = [(_λ(o.level)-_λ(l))/h for o in seen] if l.alpha > 0 else [0.]
     return m.sigma/l.sigma*x + m.alpha*sum(w*o.x0 for w,o in zip(_weights(r, h), seen))
 
+# %% ../nbs/24_one_loop.ipynb #b8a5f28f
 def step_dpmpp_2m(
     run,  # `run(x, level) → (x̂0, ε̂)`
     x,    # images at l
@@ -404,6 +414,7 @@ def step_dpmpp_3m(
     run(x, l)
     return _carry(x, l, m, run.past[-min(3, run.left):])
 
+# %% ../nbs/24_one_loop.ipynb #0eee4f5e
 def step_unipc(
     run,      # `run(x, level) → (x̂0, ε̂)`
     x,        # images at l
@@ -429,7 +440,7 @@ def solver(
     if name not in SOLVERS: raise ValueError(f'no solver {name!r}: there are {", ".join(SOLVERS)}')
     return SOLVERS[name]
 
-# %% ../nbs/24_one_loop.ipynb #8efb6869
+# %% ../nbs/24_one_loop.ipynb #fd58c6ba
 def image_noise(
     seed,   # any int ≥ 0
     start,  # index of the first image
@@ -442,6 +453,7 @@ def image_noise(
     gens = [torch.Generator().manual_seed((first+start+i) % 2**32) for i in range(shape[0])]
     return lambda: torch.stack([torch.randn(shape[1:], generator=g, dtype=dtype) for g in gens]).to(device)
 
+# %% ../nbs/24_one_loop.ipynb #a95dcca8
 Generated = namedtuple('Generated', 'x nfe')            # images on the CPU, and how often the network was called for each
 
 def generate(
