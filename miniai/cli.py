@@ -123,7 +123,7 @@ def diffusion_learner(
     cbs = [DeviceCB(), DiffusionCB(make, bf16=True), MetricsCB(), BatchSchedCB(sched), *(cbs or [])]
     return Learner(model, dls, F.mse_loss, lr=lr, cbs=cbs, opt_func=partial(optim.Adam, eps=1e-5))
 
-# %% ../nbs/30_cli.ipynb #bc5e7e46
+# %% ../nbs/30_cli.ipynb #fb4f86d1
 def data_dls(
     data=None,     # a folder of images; another source of `find_data`; None: Fashion-MNIST, or `MINIAI_DATA`
     bs=64,         # images in a training batch
@@ -138,6 +138,7 @@ def data_dls(
     print(f'data: {data}, {len(x)} images, every tenth held out')
     return DataLoaders(TensorLoader(x[~held][:n_train], None, bs, shuffle=True), TensorLoader(x[held][:n_valid], None, 2*bs))
 
+# %% ../nbs/30_cli.ipynb #2163614b
 @command
 def train(
     data:str=None,     # folder of images (PNG, JPEG, …; one size, sides in multiples of 4); else Fashion-MNIST or what MINIAI_DATA names
