@@ -106,17 +106,17 @@ class LiveGridCB(SaveGridCB):
 # %% ../nbs/21_cifar10_and_wandb.ipynb #21a00018
 class _Post:
     "A thread that does one job after another while training goes on; keeps one sentence about the first that failed or was slow"
-    def __init__(self, who, slow=2.):
+    def __init__(self, who, slow=math.inf):
         self.who, self.slow, self.q, self.news, self.told = who, slow, queue.Queue(), None, False
         self.thread = threading.Thread(target=self._work, daemon=True); self.thread.start()
     def do(self, f, *args): self.q.put(partial(f, *args))
-    def note(self, what): self.news = self.news or f'{self.who}: {what}; training goes on, but what this was to receive may be incomplete'
+    def note(self, what): self.news = self.news or f'{self.who}: {what}; training goes on; what it holds of this run may be incomplete'
     def _work(self):
         while (job := self.q.get()) is not None:
-            t = time.monotonic()
+            t,slow = time.monotonic(),self.slow
             try: job()
             except BaseException as e: self.note(f'{type(e).__name__}: ' + (str(e).splitlines() or ['(no message)'])[0])
-            if (secs := time.monotonic()-t) > self.slow: self.note(f'one call took {secs:.0f} s')
+            if (secs := time.monotonic()-t) > slow: self.note(f'one call took {secs:.0f} s')
     def speak(self):                # once, what went wrong; from the main thread
         if self.news and not self.told: self.told = True; print(self.news, flush=True)
     def close(self, wait):          # waits at most so many seconds for what is left to do
@@ -140,7 +140,7 @@ def describe_run(
     learn,  # a learner within a fit
 ):
     "What a tracker should know without being told: model, optimiser, sizes, device, versions, git commit"
-    nm = lambda f: getattr(getattr(f, 'func', f), '__name__', type(f).__name__); dl = learn.dls.train
+    nm = lambda f: getattr(getattr(f, 'func', f), '__name__', type(f).__name__); dl = getattr(learn.dls, 'train', None)
     return dict(model=type(learn.model).__name__, parameters=sum(p.numel() for p in learn.model.parameters()), loss=nm(learn.loss_func), optimizer=nm(learn.opt_func),
                 lr=learn.lr, epochs=learn.n_epochs, batch_size=getattr(dl, 'bs', getattr(dl, 'batch_size', None)), device=device_name(), versions=versions(),
                 commit=_git('rev-parse', 'HEAD').strip() or None, changed=bool(_git('status', '--porcelain', '-uno').strip()))
@@ -188,11 +188,11 @@ class TrackerCB(_Api, MetricsCB):
     def load_state_dict(self, state): super().load_state_dict(state); self.n_seen = state['n_seen']
     def before_fit(self, learn):
         super().before_fit(learn)
-        self.run, self.losses, self.lr, self.post = None, [], None, _Post(type(self).__name__)
+        self.run, self.losses, self.lr, self.n_seen, self.post = None, [], None, 0, _Post(type(self).__name__)
         self.run_name = self.name or time.strftime('%Y%m%d-%H%M%S') + f'-{time.time_ns()//10**6%1000:03d}'
         self.dir = self.folder/self.run_name; self.post.do(self._begin, describe_run(learn) | self.config, run_source())
     def _begin(self, config, source):
-        self.run = self._open(config); self.dir.mkdir(parents=True, exist_ok=True)
+        self.run = self._open(config); self.dir.mkdir(parents=True, exist_ok=True); self.post.slow = 4.     # only the beginning may take its time
         for k,v in source.items(): (self.dir/k).write_text(v, encoding='utf-8')
         if source: self._artifact([self.dir/k for k in source], f'{self.run_name}-code', 'code')
     def fetch_weights(self):
@@ -218,8 +218,8 @@ def after_epoch(self:TrackerCB, learn):
     "The epoch's metrics, and samples once it is validated (or trained, where there is nothing to validate)"
     self._deliver(); self.lr = learn.opt.param_groups[0]['lr'] if learn.training and learn.opt else None
     MetricsCB.after_epoch(self, learn)
-    if not self.sampler or (learn.training and len(learn.dls.valid)): return
     try:
+        if not self.sampler or (learn.training and len(learn.dls.valid)): return
         with aside(learn.model): pic = image_grid(self.sampler(learn.model), scale=2)
         self.post.do(lambda step: self._send([({'samples': self._image(pic)}, step)]), self.n_seen)
     except Exception as e: self.post.note(f'the sampler raised {type(e).__name__}: {e}')
@@ -227,7 +227,7 @@ def after_epoch(self:TrackerCB, learn):
 @patch
 def _log(self:TrackerCB, d):
     "To the tracker, and shown"
-    out = {f"{'train' if d['train'] == 'train' else 'valid'}/{k}": v for k,v in d.items() if k != 'train'}
+    out = {k if k == 'epoch' else f"{'train' if d['train'] == 'train' else 'valid'}/{k}": v for k,v in d.items() if k != 'train'}
     self.post.do(self._send, [(out | ({} if self.lr is None else {'lr': self.lr}), self.n_seen)]); MetricsCB._log(self, d)
 
 # %% ../nbs/21_cifar10_and_wandb.ipynb #21a00022
@@ -272,7 +272,7 @@ class TrackioCB(TrackerCB):
     ):
         super().__init__(_need('trackio'), *ms, **kwargs)
         for m in (self.api, self.api.run, self.api.utils): m.print = lambda *args, **kw: None     # its greetings; warnings still come
-    def _open(self, config): return self.api.init(project=self.project, name=self.run_name, config=config, embed=False, auto_log_gpu=False, auto_log_cpu=False)
+    def _open(self, config): return self.api.init(project=self.project, name=self.run_name, config=config, resume='allow' if self.name else 'never', embed=False, auto_log_gpu=False, auto_log_cpu=False)
     def _fetch(self, name): return next(Path(self.run.use_artifact(name).download(self.dir/'fetched')).glob('*.safetensors'))
 
 # %% ../nbs/21_cifar10_and_wandb.ipynb #21a0002f
@@ -344,7 +344,7 @@ class NotifyCB(Callback):
         known = list(getattr(getattr(learn, 'metrics', None), 'all_metrics', ()))
         for g,(_,k,*_) in self.goals.items():
             if k not in known: raise ValueError(f"the goal {g!r} names no metric of this fit: {', '.join(known) or 'there is no MetricsCB'}; add `{k}=…` to the MetricsCB, or change the goal")
-        self.post = _Post('NotifyCB', slow=60.)
+        self.post = _Post('NotifyCB')
     def _tell(self, title, body):
         if not self.apprise.notify(title=title, body=body): raise OSError('the message could not be delivered')
     def after_epoch(self, learn):

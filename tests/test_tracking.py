@@ -270,5 +270,5 @@ def test_a_folder_of_all_sorts(tmp_path):
     for i,(size,mode) in enumerate([((32,32),'RGB')]*9 + [((40,20),'RGBA'), ((32,32),'L'), ((32,32),'P')]): Image.new(mode, size).save(tmp_path/f'{i}.png')
     arrs = T.folder_arrays(tmp_path, say=said.append)
     assert arrs['train'][0].shape == (11,3,32,32) and arrs['test'][0].shape == (1,3,32,32)
-    assert len(said) == 2 and '11 of 32×32, 1 of 40×20: cropped to squares and resized to 32×32' in said[0] and '9 of RGB, 1 of RGBA, 1 of L, 1 of P: converted to RGB' in said[1]
+    assert len(said) == 2 and '11 of 32×32, 1 of 40×20: cropped to squares and resized to 32×32' in said[0] and '9 of RGB, 1 of L, 1 of P, 1 of RGBA: converted to RGB' in said[1]
     with pytest.raises(ValueError, match='holds 0 images'): T.folder_arrays(tmp_path/'none')
