@@ -241,7 +241,7 @@ def after_fit(self:TrackerCB, learn):
 @patch
 def cleanup_fit(self:TrackerCB, learn):
     "All that is left is delivered, also when the fit failed"
-    if self.post: self._deliver(); self.post.do(self._end); self.post.close(self.wait); self.post = None
+    if self.post: self._deliver(); self.post.slow = math.inf; self.post.do(self._end); self.post.close(self.wait); self.post = None
 
 # %% ../nbs/21_cifar10_and_wandb.ipynb #21a00026
 class WandBCB(TrackerCB):
