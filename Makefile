@@ -43,8 +43,8 @@ readme: $(VENV)/.dev                    ## README.md from nbs/index.ipynb, its t
 equations: $(VENV)/.dev                 ## typeset nbs/equations.yml to nbs/images/ (needs node and npm)
 	$(BIN)/python nbs/equations.py
 
-bench: $(VENV)/.dev $(VENV)/.data       ## what learner, loader, FID, sampling loop and U-Net cost; appends to results/bench.jsonl
-	for b in learner fid sampling unet; do $(BIN)/python bench/$$b.py || exit 1; done
+bench: $(VENV)/.dev $(VENV)/.data       ## what learner, loader, trackers, FID, sampling loop and U-Net cost; appends to results/bench.jsonl
+	for b in learner tracking fid sampling unet; do $(BIN)/python bench/$$b.py || exit 1; done
 
 lab: $(VENV)/.lab $(VENV)/.data         ## the notebooks, in JupyterLab
 	$(BIN)/jupyter lab nbs
@@ -90,10 +90,16 @@ $(VENV)/.lab: $(VENV)/.dev
 
 # tried once: without it, miniai goes on with what it finds
 DEBIAN_DATA := /usr/share/datasets/fashion-mnist
+EMOJI := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 $(VENV)/.data: | $(BIN)/python
 	@if [ ! -d $(DEBIAN_DATA) ] && [ -z "$$MINIAI_DATA" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo 'installing Fashion-MNIST: the Debian package dataset-fashion-mnist (30 MB)'; \
 	  apt-get install -qq -y dataset-fashion-mnist >/dev/null 2>&1 || \
 	  { apt-get update -qq && apt-get install -qq -y dataset-fashion-mnist >/dev/null; } || \
 	  echo 'that did not work: going on with what else there is'; fi
+	@if [ ! -f $(EMOJI) ] && [ -z "$$MINIAI_DATA" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo 'installing coloured pictures: the Debian package fonts-noto-color-emoji (10 MB)'; \
+	  apt-get install -qq -y fonts-noto-color-emoji >/dev/null 2>&1 || \
+	  { apt-get update -qq && apt-get install -qq -y fonts-noto-color-emoji >/dev/null; } || \
+	  echo 'that did not work: notebook 21 goes on with drawn pictures'; fi
 	@touch $@

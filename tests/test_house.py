@@ -32,7 +32,7 @@ TABLE = {
     '30_cli': ('cli', 'any')}
 MAY = {mod: may.split() for mod,may in TABLE.values()}
 NO_MODULE = {'index', '19_DDPM_v3', '22_noise-pred'}
-HEAVY = {'datasets', 'diffusers', 'wandb', 'trackio', 'torcheval', 'torchmetrics', 'accelerate', 'scipy', 'tensorboard'}   # imported where they are used
+HEAVY = {'datasets', 'diffusers', 'wandb', 'trackio', 'torcheval', 'torchmetrics', 'accelerate', 'scipy', 'tensorboard', 'apprise'}   # imported where they are used
 LINES = {'learner': 355, 'fid': 385}   # modules, in lines of code, where not 250
 
 ids = lambda p: p.stem

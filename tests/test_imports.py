@@ -7,7 +7,7 @@ import sys, time, json
 t0 = time.process_time(); import torch; t1 = time.process_time()     # processor seconds: a busy machine counts little
 from miniai.imports import *
 t2 = time.process_time()
-print(json.dumps([t2-t1, sorted({m.split('.')[0] for m in sys.modules} & {'wandb', 'trackio', 'diffusers', 'datasets', 'torcheval', 'torchmetrics', 'accelerate'})]))
+print(json.dumps([t2-t1, sorted({m.split('.')[0] for m in sys.modules} & {'wandb', 'trackio', 'diffusers', 'datasets', 'torcheval', 'torchmetrics', 'accelerate', 'tensorboard', 'apprise'})]))
 '''
 
 def test_prelude_is_quick_and_light():

@@ -5,7 +5,7 @@ import pytest
 NAMES = {
     'core': 'def_device to_device to_cpu set_seed save load at_scale run_scale how_run log_record read_records Table',
     'datasets': '''inplace collate_dict DataLoaders show_image subplots get_grid show_images TensorLoader
-                   fashion_mnist fashion_arrays fashion_dls to_unit to_uint8 read_idx check_md5 find_data''',
+                   fashion_mnist fashion_arrays fashion_dls to_unit to_uint8 read_idx check_md5 find_data cifar10_arrays''',
     'conv': 'conv def_device to_device collate_device',
     'learner': '''Learner TrainLearner MomentumLearner Callback CancelFitException CancelBatchException CancelEpochException
                   with_cbs run_cbs SingleBatchCB MetricsCB DeviceCB TrainCB ProgressCB LRFinderCB lr_find CheckpointCB''',
@@ -22,7 +22,8 @@ NAMES = {
     'diffusion': '''Level vp_table vp_cosine ve rectified scaled eps_pred x0_pred v_pred flow_pred edm_pred Denoiser DiffusionCB clip_x0
                     uniform_grid rho_grid logsnr_grid levels one_loop generate step_ddim step_heun step_churn step_lms step_dpmpp_2m step_dpmpp_3m step_unipc''',
     'cli': 'train sample_images evaluate quickstart',
-    'unet': 'UNet load_unet weights_names'}
+    'unet': 'UNet load_unet weights_names',
+    'tracking': 'TrackerCB WandBCB TrackioCB TensorBoardCB JSONLCB SaveGridCB LiveGridCB NotifyCB'}
 METHODS = {'Learner': 'fit callback one_epoch lr_find summary show_image_batch capture_preds', 'DataLoaders': 'from_dd',
            'ActivationStats': 'color_dim dead_chart plot_stats', 'RecorderCB': 'plot'}
 ALL = [(m,n) for m,ns in NAMES.items() for n in ns.split()]

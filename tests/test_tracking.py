@@ -1,0 +1,274 @@
+"Trackers keep what a fit says, whatever happens to them or to it; no network, no account"
+import http.server, json, re, signal, sqlite3, struct, sys, threading, time
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from miniai import tracking as T
+from miniai.core import load, read_records, set_seed
+from miniai.datasets import DataLoaders
+from miniai.learner import Callback, CheckpointCB, MetricsCB, TrainLearner
+from common import run_python
+
+OFFLINE = dict(WANDB_MODE='offline', WANDB_ERROR_REPORTING='false', HF_HUB_OFFLINE='1', HF_HUB_DISABLE_TELEMETRY='1')
+
+@pytest.fixture(autouse=True, scope='module')
+def offline(tmp_path_factory):
+    "Trackers write into a folder of the tests, and ask no server"
+    d = tmp_path_factory.mktemp('home'); mp = pytest.MonkeyPatch()
+    for k,v in OFFLINE.items(): mp.setenv(k, v)
+    for k in ('TRACKIO_DIR', 'WANDB_DATA_DIR', 'WANDB_CACHE_DIR', 'WANDB_CONFIG_DIR', 'WANDB_ARTIFACT_DIR'): mp.setenv(k, str(d/k.lower()))
+    yield d
+    mp.undo()
+
+def learner(*cbs, n=25, seed=42):
+    "Fits y = 2x: 25 batches to train on, 2 to validate"
+    set_seed(seed); b = [(x := torch.randn(8,1), 2*x) for _ in range(n)]
+    return TrainLearner(nn.Sequential(nn.Linear(1,4), nn.Dropout(0.1), nn.Linear(4,1)), DataLoaders(b, b[:2]), F.mse_loss, lr=0.05, cbs=list(cbs))
+
+def sampler(model): return torch.rand(4,3,8,8)*2-1 + 0*model(torch.ones(1,1)).mean()
+
+class Mae:
+    "A metric"
+    def reset(self): self.vals = []
+    def update(self, p, t): self.vals.append((p-t).abs().mean().item())
+    def compute(self): return sum(self.vals)/len(self.vals)
+
+# --- one fit, four trackers: each holds the same
+
+class Keep(Callback):
+    "What a tracker ought to hold"
+    def before_fit(self, learn): self.losses = []
+    def after_batch(self, learn):
+        if learn.training: self.losses.append(learn.loss.item())
+
+@pytest.fixture(scope='module')
+def fitted(offline):
+    kw = dict(project='tests', name='one', config={'flavour': 'sour'}, sampler=sampler, folder=offline/'runs', mae=Mae(), wait=60)
+    tr = dict(wandb=T.WandBCB(**kw), trackio=T.TrackioCB(**kw), tensorboard=T.TensorBoardCB(**kw), jsonl=T.JSONLCB(**kw))
+    for t in tr.values(): t.show = lambda d: None
+    keep = Keep(); learn = learner(keep, *tr.values()); learn.fit(2)
+    return learn, keep.losses, tr, offline/'runs'
+
+def wandb_records(path):
+    "The records of an offline run: LevelDB's log format, blocks of 32 KiB, each record in one or more pieces"
+    from wandb.proto.wandb_internal_pb2 import Record
+    data,i,buf = path.read_bytes(), 7, b''
+    assert data[:4] == b':W&B'
+    while i+7 <= len(data):
+        if (left := 32768 - i%32768) < 7: i += left; continue
+        n,kind = struct.unpack_from('<HB', data, i+4); buf += data[i+7:i+7+n]; i += 7+n
+        if kind in (1, 4): yield Record.FromString(buf); buf = b''
+
+def check(losses, got, hist, learn):
+    "`got`: losses by step; `hist`: `{key: values}` of the epochs"
+    assert sorted(got) == list(range(1, 51)) and np.allclose([got[i] for i in sorted(got)], losses, rtol=1e-6)
+    for k in ('train/loss', 'train/mae', 'valid/loss', 'valid/mae'):
+        want = [d[k.split('/')[1]] for d in learn.metrics.history if d['train'] == ('train' if k[0] == 't' else 'eval')]
+        assert np.allclose(hist[k], want, rtol=1e-6), k
+    assert np.allclose(hist['lr'], [0.05]*2, rtol=1e-6)
+
+def test_wandb_offline_run_holds_all(fitted):
+    learn,losses,tr,folder = fitted; run, = (folder/'wandb').glob('offline-run-*')
+    recs = list(wandb_records(next(run.glob('*.wandb')))); got,hist,config,pics,arts = {}, {}, {}, [], []
+    for r in recs:
+        d = {(o.key or '/'.join(o.nested_key)): json.loads(o.value_json) for o in r.history.item}
+        if 'batch/loss' in d: got[d['_step']] = d['batch/loss']
+        for k,v in d.items(): hist.setdefault(k, []).append(v)
+        for o in [*r.config.update, *r.run.config.update]: config[o.key or o.nested_key[0]] = json.loads(o.value_json)
+        if r.artifact.name: arts.append(r.artifact.name)
+        if r.request.log_artifact.artifact.name: arts.append(r.request.log_artifact.artifact.name)
+    check(losses, got, hist, learn)
+    assert config['flavour'] == 'sour' and config['model'] == 'Sequential' and config['parameters'] == 13 and re.fullmatch(r'\w{40}', config['commit'] or 40*'0')
+    assert len(list((run/'files/media/images').glob('samples*.png'))) == 2
+    assert {'one-weights', 'one-code'} <= set(arts)
+
+def test_trackio_database_holds_all(fitted, offline):
+    learn,losses,tr,folder = fitted; db = sqlite3.connect(next((offline/'trackio_dir').glob('tests*.db')))
+    got,hist = {}, {}
+    for step,m in db.execute('select step, metrics from metrics order by id'):
+        m = json.loads(m)
+        if 'batch/loss' in m: got[step] = m['batch/loss']
+        for k,v in m.items(): hist.setdefault(k, []).append(v)
+    check(losses, got, hist, learn)
+    assert len(hist['samples']) == 2 and all((offline/'trackio_dir'/'media'/o['file_path']).exists() for o in hist['samples'])
+    assert 'sour' in str(db.execute('select * from configs').fetchall())
+
+def test_tensorboard_event_file_holds_all(fitted):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    learn,losses,tr,folder = fitted; ea = EventAccumulator(str(folder/'tensorboard/one'), size_guidance={'scalars': 0, 'images': 0, 'tensors': 0}).Reload()
+    check(losses, {e.step: e.value for e in ea.Scalars('batch/loss')}, {k: [e.value for e in ea.Scalars(k)] for k in ea.Tags()['scalars']}, learn)
+    assert len(ea.Images('samples')) == 2 and 'sour' in str(ea.Tensors('config/text_summary')[0].tensor_proto)
+
+def test_jsonl_run_record_holds_all(fitted):
+    learn,losses,tr,folder = fitted; recs = read_records(folder/'one/run.jsonl'); hist = {}
+    for r in recs:
+        for k,v in r.items(): hist.setdefault(k, []).append(v)
+    check(losses, {r['step']: r['batch/loss'] for r in recs if 'batch/loss' in r}, hist, learn)
+    assert recs[0]['config']['flavour'] == 'sour' and recs[-1]['finished'] and all((folder/'one'/p).exists() for p in hist['samples'])
+
+def test_weights_come_back(fitted):
+    learn,_,tr,folder = fitted
+    for nm,t in tr.items():
+        sd,_ = load(t.fetch_weights()); assert all(torch.equal(v, learn.model.state_dict()[k]) for k,v in sd.items()), nm
+    assert 'fetched' in str(tr['trackio'].fetch_weights())
+
+def test_samples_are_from_the_same_noise(fitted):
+    a,b = sorted((fitted[3]/'one').glob('samples*.png')); assert a.read_bytes() == b.read_bytes()
+
+# --- failures
+
+class Api:
+    "In the shape of a tracker"
+    def __init__(self, log=None): self.rows, self._log, self.done = [], log, False
+    def init(self, project, name, config): return self
+    def log(self, d, step):
+        if self._log: self._log(d, step)
+        self.rows.append((d, step))
+    def finish(self): self.done = True
+
+def weights(*cbs):
+    learn = learner(*cbs); t = time.perf_counter(); learn.fit(2)
+    return torch.cat([p.detach().flatten() for p in learn.model.parameters()]), time.perf_counter()-t
+
+def raises(d, step): raise RuntimeError('the server says no')
+def full(d, step): raise OSError(28, 'No space left on device')
+def blocks(d, step): time.sleep(5)
+
+@pytest.mark.parametrize('log,words', [(None, None), (raises, 'RuntimeError: the server says no'), (full, 'OSError: .*No space left'), (blocks, r'calls were still waiting 0\.3 s after the fit')], ids=str)
+def test_training_does_not_notice(log, words, capsys, tmp_path):
+    plain,_ = weights(MetricsCB()); capsys.readouterr()
+    cb = T.TrackerCB(Api(log), sampler=sampler, folder=tmp_path, wait=0.3); tracked,secs = weights(cb)
+    said = capsys.readouterr().out
+    assert torch.equal(plain, tracked) and secs < 4
+    assert said.count('TrackerCB: ') == bool(words) and (not words or re.search(words, said))
+
+def test_a_full_disk(capsys):
+    "For real: /dev/full takes nothing"
+    class Full(T.JSONLCB):
+        def _open(self, config): run = T._JSONLRun.__new__(T._JSONLRun); run.path = T.Path('/dev/full'); return run
+    plain,_ = weights(MetricsCB()); capsys.readouterr(); tracked,_ = weights(Full(weights=False, folder='/dev/null/x'))
+    said = capsys.readouterr().out
+    assert torch.equal(plain, tracked) and said.count('Full: ') == 1
+
+def test_a_tracker_that_cannot_begin(capsys, tmp_path):
+    class No(Api):
+        def init(self, **kw): raise ConnectionError('no route\nto host')
+    plain,_ = weights(MetricsCB()); tracked,_ = weights(T.TrackerCB(No(), folder=tmp_path))
+    assert torch.equal(plain, tracked) and capsys.readouterr().out.count('TrackerCB: ConnectionError: no route;') == 1
+
+def test_a_sampler_that_fails(capsys, tmp_path):
+    api = Api(); learner(T.TrackerCB(api, sampler=lambda m: 1/0, folder=tmp_path)).fit(2)
+    assert api.done and capsys.readouterr().out.count('the sampler raised ZeroDivisionError') == 1
+
+class Crash(Callback):
+    def after_batch(self, learn):
+        if learn.training and learn.iter == 12: raise RuntimeError('crash')
+
+def test_a_crash_loses_nothing(tmp_path, offline):
+    kw = dict(name='crash', project='crash', folder=tmp_path, wait=60); cbs = [T.TrackioCB(**kw), T.JSONLCB(**kw), T.TensorBoardCB(**kw)]; learn = learner(Keep(), *cbs, Crash())
+    with pytest.raises(RuntimeError, match='crash'): learn.fit(2)
+    want = learn.cbs[0].losses; assert len(want) == 13
+    assert np.allclose([r['batch/loss'] for r in read_records(tmp_path/'crash/run.jsonl') if 'batch/loss' in r], want)
+    db = sqlite3.connect(next((offline/'trackio_dir').glob('crash*.db')))
+    assert np.allclose([json.loads(m)['batch/loss'] for m, in db.execute('select metrics from metrics order by step') if 'batch/loss' in json.loads(m)], want)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    assert np.allclose([e.value for e in EventAccumulator(str(tmp_path/'tensorboard/crash')).Reload().Scalars('batch/loss')], want)
+
+def test_a_killed_process_leaves_what_was_delivered(tmp_path):
+    "Not even `finally` runs: what had been handed over is there, at most the last `every` batches are not"
+    p = run_python(f'''
+import os, signal, sys, time
+sys.path.insert(0, 'tests')
+from test_tracking import *
+class Kill(Callback):
+    def after_batch(self, learn):
+        if learn.training and learn.iter == 22: time.sleep(1); os.kill(os.getpid(), signal.SIGKILL)
+learner(T.JSONLCB(name='k', folder={str(tmp_path)!r}, every=10), Kill()).fit(1)''')
+    assert p.returncode == -signal.SIGKILL, p.stderr
+    assert [r['step'] for r in read_records(tmp_path/'k/run.jsonl') if 'batch/loss' in r] == list(range(1, 21))
+
+def test_it_goes_on_with_a_checkpoint(tmp_path):
+    api = Api(); go = lambda *cbs: learner(T.TrackerCB(api, folder=tmp_path), n=25).fit(2, cbs=[CheckpointCB(tmp_path/'c'), *cbs])
+    class Stop(Callback):
+        def before_epoch(self, learn):
+            if learn.epoch == 1 and learn.training: raise KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt): learner(T.TrackerCB(api, folder=tmp_path)).fit(2, cbs=[Stop(), CheckpointCB(tmp_path/'c', every=25)])
+    go()
+    assert [s for d,s in api.rows if 'batch/loss' in d] == list(range(1, 51))
+
+# --- call shapes
+
+def test_a_tracker_of_ones_own():
+    class MyTracker(MetricsCB):
+        def _log(self, d): self.got = getattr(self, 'got', []) + [d]
+    t = MyTracker(mae=Mae()); learn = learner(t); learn.fit(1)
+    assert learn.metrics is t and [d['train'] for d in t.got] == ['train', 'eval'] and 'mae' in t.got[0]
+
+def test_log_can_be_overridden(tmp_path, capsys):
+    class Quiet(T.TrackerCB):
+        def _log(self, d): self.post.do(self._send, [({'mine': d['loss']}, self.n_seen)])
+    api = Api(); learner(Quiet(api, folder=tmp_path)).fit(1)
+    assert [list(d) for d,_ in api.rows if 'mine' in d] == [['mine']]*2 and capsys.readouterr().out == ''
+
+def test_save_grid(tmp_path):
+    learner(T.SaveGridCB(sampler, tmp_path, every=2)).fit(4)
+    assert [p.name for p in sorted(tmp_path.glob('*.png'))] == ['0001.png', '0003.png']
+
+def test_aside_leaves_no_trace():
+    m = nn.Dropout(); torch.manual_seed(1); a = torch.rand(1); torch.manual_seed(1)
+    with T.aside(m): assert not m.training and not torch.is_grad_enabled(); torch.rand(5); np.random.rand(); __import__('random').random()
+    assert m.training and torch.equal(a, torch.rand(1))
+
+# --- messages
+
+@pytest.fixture
+def inbox():
+    "A server that keeps what is posted to it: `(address, messages)`"
+    got = []
+    class H(http.server.BaseHTTPRequestHandler):
+        def do_POST(self): got.append(json.loads(self.rfile.read(int(self.headers['Content-Length'])))); self.send_response(200); self.end_headers()
+        def log_message(self, *a): pass
+    s = http.server.HTTPServer(('127.0.0.1', 0), H); threading.Thread(target=s.serve_forever, daemon=True).start()
+    yield f'json://127.0.0.1:{s.server_port}/', got
+    s.shutdown()
+
+def test_one_message_for_each_goal(inbox):
+    url,got = inbox; cb = T.NotifyCB(['loss<3', 'train/loss<2', 'mae>1000'], url, wait=60)
+    learn = learner(MetricsCB(mae=Mae()), cb); learn.fit(4); learn.fit(2)
+    assert sorted(m['title'] for m in got) == ['miniai: loss<3', 'miniai: train/loss<2'] and 'the goal was loss<3' in str(got)
+
+def test_a_message_when_a_fit_fails(inbox):
+    url,got = inbox
+    with pytest.raises(RuntimeError): learner(MetricsCB(), T.NotifyCB('loss<0', url, wait=60), Crash()).fit(2)
+    assert len(got) == 1 and got[0]['title'] == 'miniai: a fit failed' and 'RuntimeError in epoch 0: crash' in got[0]['message']
+
+def test_a_dead_endpoint(capsys):
+    plain,_ = weights(MetricsCB()); tracked,_ = weights(MetricsCB(), T.NotifyCB('loss<1000', 'json://127.0.0.1:9/', wait=60))
+    assert torch.equal(plain, tracked) and capsys.readouterr().out.count('NotifyCB: OSError: the message could not be delivered') == 1
+
+# --- bad input
+
+@pytest.mark.parametrize('cb,package', [(T.WandBCB, 'wandb'), (T.TrackioCB, 'trackio'), (T.TensorBoardCB, 'tensorboard'), (lambda: T.NotifyCB('loss<1', 'json://x'), 'apprise')])
+def test_not_installed(monkeypatch, cb, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=f'{package} is not installed: `pip install {package}`'): cb()
+
+def test_bad_goals_and_addresses():
+    for bad in ('accuracy', 'loss=3', 'loss<'):
+        with pytest.raises(ValueError, match="a goal is a metric, a comparison and a number"): T.NotifyCB(bad, 'json://x')
+    for bad,shown in (('nowhere', "'nowhere'"), ('tele://secret', 'tele://…')):
+        with pytest.raises(ValueError, match=f'{shown} is no notification address') as e: T.NotifyCB('loss<1', bad)
+        assert 'secret' not in str(e.value)
+    with pytest.raises(ValueError, match=r"the goal 'accuracy>0.9' names no metric of this fit: mae, loss; add"): learner(MetricsCB(mae=Mae()), T.NotifyCB('accuracy>0.9', 'json://x')).fit(1)
+    with pytest.raises(ValueError, match='there is no MetricsCB'): learner(T.NotifyCB('loss<1', 'json://x')).fit(1)
+
+def test_a_folder_of_all_sorts(tmp_path):
+    from PIL import Image
+    said = []
+    for i,(size,mode) in enumerate([((32,32),'RGB')]*9 + [((40,20),'RGBA'), ((32,32),'L'), ((32,32),'P')]): Image.new(mode, size).save(tmp_path/f'{i}.png')
+    arrs = T.folder_arrays(tmp_path, say=said.append)
+    assert arrs['train'][0].shape == (11,3,32,32) and arrs['test'][0].shape == (1,3,32,32)
+    assert len(said) == 2 and '11 of 32×32, 1 of 40×20: cropped to squares and resized to 32×32' in said[0] and '9 of RGB, 1 of L, 1 of P, 1 of RGBA: converted to RGB' in said[1]
+    with pytest.raises(ValueError, match='holds 0 images'): T.folder_arrays(tmp_path/'none')
