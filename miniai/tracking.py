@@ -125,8 +125,7 @@ class _Post:
         self.speak()
 
 # %% ../nbs/21_cifar10_and_wandb.ipynb #21a0001b
-def _git(*args):
-    "What git says here, or ''"
+def _git(*args):      # what git says here, or ''
     try: return subprocess.run(['git', *args], capture_output=True, text=True, timeout=10).stdout
     except (OSError, subprocess.TimeoutExpired): return ''
 
@@ -146,8 +145,7 @@ def describe_run(
                 commit=_git('rev-parse', 'HEAD').strip() or None, changed=bool(_git('status', '--porcelain', '-uno').strip()))
 
 # %% ../nbs/21_cifar10_and_wandb.ipynb #21a0001c
-def _need(package):
-    "A tracker's package, or how to get it"
+def _need(package):   # a tracker's package, or how to get it
     try: return __import__(package)
     except ImportError: raise ImportError(f"{package} is not installed: `pip install {package}`, or all trackers with `pip install 'miniai[track]'`") from None
 
@@ -319,8 +317,7 @@ class JSONLCB(TrackerCB):
 # %% ../nbs/21_cifar10_and_wandb.ipynb #21a00033
 _OPS = {'<': operator.lt, '<=': operator.le, '>': operator.gt, '>=': operator.ge}
 
-def _goal(s):
-    "`(split, metric, comparison, number)` of a goal such as 'accuracy>0.93'"
+def _goal(s):         # (split, metric, comparison, number) of a goal such as 'accuracy>0.93'
     m = re.fullmatch(r'\s*(?:(train|valid)/)?(\w+)\s*(<=|>=|<|>)\s*([-+.\deE]+)\s*', s)
     if not m: raise ValueError(f"a goal is a metric, a comparison and a number, e.g. 'accuracy>0.93' or 'train/loss<0.05'; got {s!r}")
     return m[1] or 'valid', m[2], _OPS[m[3]], float(m[4])
