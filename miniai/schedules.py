@@ -128,7 +128,8 @@ def _levels(ts, abar):
     if ts.ndim != 1 or len(ts) < 2 or not (ts.diff() < 0).all(): raise ValueError(f'ts must be two or more decreasing times, as `grid` makes them; got {ts.flatten().tolist()[:5]}')
     a = abar(ts)
     if not (((0 < a) & (a < 1))[:-1].all() and 0 < a[-1] <= 1 and (a.diff() >= 0).all()):
-        raise ValueError(f'ᾱ must lie in (0,1) where the model is asked, and rise towards the clean end; got {a[0]:g} at t={ts[0]:g} to {a[-1]:g} at t={ts[-1]:g}; start below 1, e.g. at T_MAX={T_MAX}')
+        raise ValueError(f'ᾱ must lie in (0,1) where the model is asked, and rise towards the clean end; got {a[0]:g} at t={ts[0]:g} to {a[-1]:g} at t={ts[-1]:g}; '
+                         f'where ᾱ = 0 no image is left, and x̂0 = (x_t-σ·ε̂)/√ᾱ is not defined: start below 1, e.g. at T_MAX={T_MAX}')
     return ts, a
 
 def _ddim(x, ε, a, a_next, eta, randn, clip):
@@ -158,9 +159,10 @@ def ddim_grid_steps(
     ts,ᾱ = _levels(ts, abar)
     randn = lambda: torch.randn(shape, device=device, generator=generator, dtype=dtype)
     x = randn()
-    for t,a,a_next in zip(ts.tolist(), ᾱ, ᾱ[1:]):
-        out = model(x, torch.full((shape[0],), t, device=device, dtype=dtype))
-        x,x0_hat = _ddim(x, getattr(out, 'sample', out).to(dtype), a, a_next, eta, randn, clip)
+    for i,(t,a,a_next) in enumerate(zip(ts.tolist(), ᾱ, ᾱ[1:])):
+        out = model(x, torch.full((shape[0],), t, device=device, dtype=dtype)); ε = getattr(out, 'sample', out).to(dtype)
+        if not ε.isfinite().all(): raise FloatingPointError(f'the model gave NaN or infinite values at step {i+1} of {len(ts)-1}, t={t:.3f}: look at its weights, or run it in float32')
+        x,x0_hat = _ddim(x, ε, a, a_next, eta, randn, clip)
         yield t, x, x0_hat
 
 # %% ../nbs/22_cosine.ipynb #43b7626b
