@@ -159,9 +159,10 @@ def ddim_grid_steps(
     ts,ᾱ = _levels(ts, abar)
     randn = lambda: torch.randn(shape, device=device, generator=generator, dtype=dtype)
     x = randn()
-    for t,a,a_next in zip(ts.tolist(), ᾱ, ᾱ[1:]):
-        out = model(x, torch.full((shape[0],), t, device=device, dtype=dtype))
-        x,x0_hat = _ddim(x, getattr(out, 'sample', out).to(dtype), a, a_next, eta, randn, clip)
+    for i,(t,a,a_next) in enumerate(zip(ts.tolist(), ᾱ, ᾱ[1:])):
+        out = model(x, torch.full((shape[0],), t, device=device, dtype=dtype)); ε = getattr(out, 'sample', out).to(dtype)
+        if not ε.isfinite().all(): raise FloatingPointError(f'the model gave NaN or infinite values at step {i+1} of {len(ts)-1}, t={t:.3f}: look at its weights, or run it in float32')
+        x,x0_hat = _ddim(x, ε, a, a_next, eta, randn, clip)
         yield t, x, x0_hat
 
 # %% ../nbs/22_cosine.ipynb #43b7626b
