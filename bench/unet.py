@@ -1,5 +1,5 @@
 """What a training step of our U-Net costs beside diffusers' `UNet2DModel` of as many parameters, and what each learns in the same seconds.
-`python bench/unet.py [--quick] [--seconds 480]` appends to results/bench.jsonl; Ctrl-C ends the training early and keeps what was measured."""
+`python bench/unet.py [--quick] [--seconds 480] [--bf16]` appends to results/bench.jsonl; Ctrl-C ends the training early and keeps what was measured."""
 import statistics
 from functools import cache
 
@@ -77,9 +77,9 @@ def reach(curve, loss):
     "Seconds until a curve's loss is first at or below `loss`; None: never"
     return next((s for s,l in zip(curve['seconds'], curve['loss']) if l <= loss), None)
 
-def curves(seconds, bs, n_valid, n_steps, seed=42, lr=1e-3):
-    "Both networks trained in float32 in one process, in turns, each for so many seconds of training: a record's fields"
-    learns = {nm: make_learner(nm, bs, n_valid, n_steps, bf16=False, seed=seed, lr=lr) for nm in (OURS, THEIRS)}
+def curves(seconds, bs, n_valid, n_steps, bf16=False, seed=42, lr=1e-3):
+    "Both networks trained in one process, in turns, each for so many seconds of training: a record's fields"
+    learns = {nm: make_learner(nm, bs, n_valid, n_steps, bf16=bf16, seed=seed, lr=lr) for nm in (OURS, THEIRS)}
     got = {nm: dict(seconds=[], steps=[], loss=[]) for nm in learns}; spent = dict.fromkeys(learns, 0.); turn = dict.fromkeys(learns, 0)
     try:
         while (nm := min(spent, key=spent.get)) and spent[nm] < seconds:
@@ -89,7 +89,7 @@ def curves(seconds, bs, n_valid, n_steps, seed=42, lr=1e-3):
             print(f'{nm}: {spent[nm]:.0f} s, step {turn[nm]*n_steps}, validation loss {got[nm]["loss"][-1]:.4f}', flush=True)
     except KeyboardInterrupt: print('ended early')
     best = min(got[THEIRS]['loss']); a,b = reach(got[OURS], best),reach(got[THEIRS], best)
-    return dict(what='unet_curve', ours=OURS, theirs=THEIRS, precision='float32', bs=bs, lr=lr, optimiser='Adam, constant learning rate', n_valid=n_valid, seed=seed,
+    return dict(what='unet_curve', ours=OURS, theirs=THEIRS, precision='bfloat16' if bf16 else 'float32', bs=bs, lr=lr, optimiser='Adam, constant learning rate', n_valid=n_valid, seed=seed,
                 clock=clock.__name__, params={nm: sum(p.numel() for p in l.model.parameters()) for nm,l in learns.items()}, curves=got,
                 loss=best, seconds={OURS: a, THEIRS: b}, ratio=a and a/b)
 
@@ -98,6 +98,7 @@ def main(
     quick:bool=False,   # tiny sizes, to see that it runs; writes no record
     seconds:int=480,    # of training, for each of the two networks
     only:str='',        # 'steps' or 'curves'; '': both
+    bf16:bool=False,    # train in bfloat16 for the curves, not float32
     seed:int=42,        # of weights, data and noise
 ):
     "Measure, print two tables, and append to results/bench.jsonl"
@@ -106,5 +107,5 @@ def main(
         rows = [log(dict(seed=42) | r) for r in steps(*((4, 1) if quick else (128, 3)))]
         print(Table(rows, dict(net='U-Net', precision='precision', params='parameters', mflops='MFLOPs an image', step_s='s a step', times_ours='times ours')))
     if only != 'steps':
-        r = log(curves(*((0.5, 4, 8, 1) if quick else (seconds, 128, 512, 4)), seed=seed))
+        r = log(curves(*((0.5, 4, 8, 1) if quick else (seconds, 128, 512, 4)), bf16=bf16, seed=seed))
         print(Table([dict(net=nm, seconds=s, loss=r['loss']) for nm,s in r['seconds'].items()], dict(net='U-Net', seconds='seconds of training', loss='until the validation loss is at most')))
