@@ -42,7 +42,7 @@ def main(
     quick:bool=False,  # tiny sizes, to see that it runs; writes no record
 ):
     "Measure, print a table, and append a record for each tracker to results/bench.jsonl"
-    n,pairs = (4, 1) if quick else (40, 7); b = [(torch.randn(128,3,32,32), torch.randint(10, (128,)))]; dls = DataLoaders(b*n, b)
+    n,pairs = (4, 1) if quick else (100, 15); b = [(torch.randn(128,3,32,32), torch.randint(10, (128,)))]; dls = DataLoaders(b*n, b)
     ways = {'none': MetricsCB} | {c.__name__: lambda c=c: c(folder=tmp/'runs', weights=False, wait=60) for c in (JSONLCB, TensorBoardCB, TrackioCB, WandBCB)}
     secs = {k: [] for k in ways}
     for i in range(pairs):

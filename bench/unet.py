@@ -33,10 +33,11 @@ def theirs(widths, layers=2, channels=1, **kwargs):
     return Wrapped(init_ddpm(net), **kwargs)
 
 OURS,THEIRS = 'miniai, 2×2 patches','diffusers, 28×28'
+OTHER_PATCHES = 'miniai, no patches','diffusers, 2×2 patches in front'
 NETS = {OURS: lambda: UNet(widths=(64,96), n_blocks=1, patch=2), THEIRS: lambda: theirs((32,56,80)),      # all within 5% of as many parameters
-        'miniai, no patches': lambda: UNet(widths=(64,96), n_blocks=1, patch=1),
+        OTHER_PATCHES[0]: lambda: UNet(widths=(64,96), n_blocks=1, patch=1),
         'diffusers, padded to 32×32': lambda: theirs((16,32,56,80), pad=2),
-        'diffusers, 2×2 patches in front': lambda: theirs((64,104), layers=1, channels=4, patch=2)}
+        OTHER_PATCHES[1]: lambda: theirs((64,104), layers=1, channels=4, patch=2)}
 
 class Stream:
     "An endless stream of batches that is handed out some at a time; the same for the same seed"
@@ -78,12 +79,12 @@ def reach(curve, loss):
     return next((s for s,l in zip(curve['seconds'], curve['loss']) if l <= loss), None)
 
 def curves(seconds, bs, n_valid, n_steps, bf16=False, seed=42, lr=1e-3):
-    "Both networks trained in one process, in turns, each for so many seconds of training: a record's fields"
-    learns = {nm: make_learner(nm, bs, n_valid, n_steps, bf16=bf16, seed=seed, lr=lr) for nm in (OURS, THEIRS)}
+    "Networks trained in one process, in turns, each for so many seconds of training: a record's fields"
+    learns = {nm: make_learner(nm, bs, n_valid, n_steps, bf16=bf16, seed=seed, lr=lr) for nm in (OURS, THEIRS, *OTHER_PATCHES)}
     got = {nm: dict(seconds=[], steps=[], loss=[]) for nm in learns}; spent = dict.fromkeys(learns, 0.); turn = dict.fromkeys(learns, 0)
     try:
         while (nm := min(spent, key=spent.get)) and spent[nm] < seconds:
-            set_seed(seed*10_000 + turn[nm]); turn[nm] += 1                        # both networks: the same images, times and noises at the same step
+            set_seed(seed*10_000 + turn[nm]); turn[nm] += 1                        # all of them: the same images, times and noises at the same step
             spent[nm] += timed(lambda: learns[nm].fit(1, valid=False)); learns[nm].fit(1, train=False)
             for k,v in dict(seconds=round(spent[nm], 2), steps=turn[nm]*n_steps, loss=learns[nm].metrics.history[-1]['loss']).items(): got[nm][k].append(v)
             print(f'{nm}: {spent[nm]:.0f} s, step {turn[nm]*n_steps}, validation loss {got[nm]["loss"][-1]:.4f}', flush=True)
@@ -96,7 +97,7 @@ def curves(seconds, bs, n_valid, n_steps, bf16=False, seed=42, lr=1e-3):
 @call_parse
 def main(
     quick:bool=False,   # tiny sizes, to see that it runs; writes no record
-    seconds:int=480,    # of training, for each of the two networks
+    seconds:int=480,    # of training, for each network of the curves
     only:str='',        # 'steps' or 'curves'; '': both
     bf16:bool=False,    # train in bfloat16 for the curves, not float32
     seed:int=42,        # of weights, data and noise
