@@ -186,7 +186,7 @@ def cifar_pickle(
     ops = list(pickletools.genops(raw)); key,labels,pixels = None,[],None
     for op,arg,_ in ops:
         if isinstance(arg, (str, bytes)):
-            if len(arg) > 100_000 and len(arg) % 3072 == 0 or key == 'pixels': pixels = arg if isinstance(arg, bytes) else arg.encode('latin1')
+            if len(arg) > 100_000 and len(arg) % 3072 == 0 or key == 'data': pixels = arg if isinstance(arg, bytes) else arg.encode('latin1')
             key = arg.decode('latin1') if isinstance(arg, bytes) and len(arg) < 99 else arg
         elif key == 'labels' and 'INT' in op.name: labels.append(arg)
     if pixels is None or len(pixels) != 3072*len(labels): raise ValueError(f'this is no CIFAR-10 batch: {len(labels)} labels, {len(pixels or b"")} bytes of pixels')

@@ -51,11 +51,19 @@ def fitted(offline):
     keep = Keep(); learn = learner(keep, *tr.values()); learn.fit(2)
     return learn, keep.losses, tr, offline/'runs'
 
-def wandb_records(path):
-    "The records of an offline run: LevelDB's log format, blocks of 32 KiB, each record in one or more pieces"
+def wandb_records(path, patience=60):
+    "The records of an offline run, once W&B's own process has written the last of them"
+    for _ in range(10*patience):
+        recs = list(parse_wandb(path.read_bytes()))
+        if recs and recs[-1].HasField('exit'): return recs
+        time.sleep(.1)
+    raise TimeoutError(f'{path}: {len(recs)} records, and no last one, after {patience} s')
+
+def parse_wandb(data):
+    "LevelDB's log format: blocks of 32 KiB, each record in one or more pieces"
     from wandb.proto.wandb_internal_pb2 import Record
-    data,i,buf = path.read_bytes(), 7, b''
-    assert data[:4] == b':W&B'
+    i,buf = 7, b''
+    assert data[:4] in (b':W&B', b'')
     while i+7 <= len(data):
         if (left := 32768 - i%32768) < 7: i += left; continue
         n,kind = struct.unpack_from('<HB', data, i+4); buf += data[i+7:i+7+n]; i += 7+n
@@ -71,7 +79,7 @@ def check(losses, got, hist, learn):
 
 def test_wandb_offline_run_holds_all(fitted):
     learn,losses,tr,folder = fitted; run, = (folder/'wandb').glob('offline-run-*')
-    recs = list(wandb_records(next(run.glob('*.wandb')))); got,hist,config,pics,arts = {}, {}, {}, [], []
+    recs = wandb_records(next(run.glob('*.wandb'))); got,hist,config,pics,arts = {}, {}, {}, [], []
     for r in recs:
         d = {(o.key or '/'.join(o.nested_key)): json.loads(o.value_json) for o in r.history.item}
         if 'batch/loss' in d: got[d['_step']] = d['batch/loss']
