@@ -1,5 +1,5 @@
 "Fashion-MNIST from each of its sources, somebody's own data, and damaged files"
-import gzip, shutil, struct
+import gzip, pickle, shutil, struct
 from pathlib import Path
 import numpy as np
 import pytest
@@ -159,8 +159,7 @@ def test_workers():
 @pytest.mark.parametrize('as_bytes', [True, False])
 def test_cifar_pickle_as_published(as_bytes):
     "A batch as the archive has it: a dictionary with an array, protocol 2, its keys bytes when Python 2 wrote it"
-    from miniai.datasets import cifar_pickle
     x = np.random.default_rng(0).integers(0, 256, (40,3072), dtype=np.uint8); k = str.encode if as_bytes else str
     raw = pickle.dumps({k('batch_label'): k('training batch 1 of 5'), k('labels'): list(range(10))*4, k('data'): x, k('filenames'): [k('a.png')]*40}, protocol=2)
-    pix,labels = cifar_pickle(raw)
+    pix,labels = D.cifar_pickle(raw)
     assert (pix.reshape(40, -1) == x).all() and labels.tolist() == list(range(10))*4
