@@ -22,7 +22,7 @@ from torch.optim import lr_scheduler
 
 from .accel import EMACB
 from .core import Table, at_scale, def_device, device_name, log_record, save, set_seed, versions, weights_path, write_atomic
-from .datasets import DataLoaders, TensorLoader, fashion_dls, show_images, to_uint8, to_unit
+from .datasets import DataLoaders, TensorLoader, fashion_dls, show_images, subplots, to_uint8, to_unit
 from .ddim import ddim_steps, subsequence
 from .ddpm import ddpm_schedule, ddpm_steps
 from .diffusion import FORMS, Denoiser, DiffusionCB, generate, levels, rho_grid, solver as find_solver, ve
@@ -30,6 +30,7 @@ from .fid import Extractor, ImageEval
 from .learner import CheckpointCB, DeviceCB, Learner, MetricsCB, ProgressCB
 from .resnet import cut_classifier, fashion_classifier
 from .sgd import BatchSchedCB
+from .tracking import image_grid
 from .unet import UNet, load_unet
 
 # %% ../nbs/30_cli.ipynb #fedb35bf
@@ -64,8 +65,7 @@ def write_images(
     out = _free(out, force); hwc = x.permute(0,2,3,1).cpu().numpy()
     if out.suffix == '.npz': return write_atomic(out, lambda p: np.savez_compressed(p.open('wb'), images=hwc))
     if out.suffix == '.png':
-        out.parent.mkdir(parents=True, exist_ok=True)
-        fig = show_images(to_unit(x), imsize=0.7, vrange=(-1,1), return_fig=True); fig.savefig(out, dpi=100, bbox_inches='tight'); plt.close(fig)
+        out.parent.mkdir(parents=True, exist_ok=True); Image.fromarray(image_grid(to_unit(x), gap=2, scale=3)).save(out)
         return out
     if out.suffix: raise ValueError(f'{out}: a name that ends in .png or .npz, or a folder, was expected')
     out.mkdir(parents=True, exist_ok=True)
@@ -298,9 +298,11 @@ def _train_briefly(steps, dls, form):
 
 def _draw(dens, n, path, seed):
     "Write n images by each denoiser, from the same noise"
-    x = torch.cat([generate(den, (n,1,28,28), levels(ve, rho_grid(at_scale(2, 10, 10))), seed=seed).x for den in dens.values()])
-    fig = show_images(x, nrows=2*len(dens), titles=[nm if i == 0 else '' for nm in dens for i in range(n)], imsize=0.9, vrange=(-1,1), return_fig=True)
-    fig.savefig(path, dpi=100, bbox_inches='tight'); plt.close(fig)
+    fig,axs = subplots(len(dens), 1, figsize=(8, 2.4*len(dens)), squeeze=False)
+    for ax,(nm,den) in zip(axs.flat, dens.items()):
+        x = generate(den, (n,1,28,28), levels(ve, rho_grid(at_scale(2, 10, 10))), seed=seed).x
+        ax.imshow(image_grid(x, ncols=8, gap=2, scale=4)); ax.set_title(nm, loc='left'); ax.axis('off')
+    fig.tight_layout(); fig.savefig(path, dpi=100, bbox_inches='tight'); plt.close(fig)
 
 # %% ../nbs/30_cli.ipynb #ec9bfdf4
 @command
