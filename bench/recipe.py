@@ -1,17 +1,12 @@
 "What made the reference network good: one choice changed at a time, the same seconds of one CPU core for each; appends to results/recipe.jsonl: python bench/recipe.py [names]"
 import sys, time
 import torch
-import torch.nn.functional as F
-from functools import partial
-from torch import optim
-from torch.optim import lr_scheduler
 from miniai.accel import EMACB
 from miniai.core import log_record, results_path, set_seed
-from miniai.cli import reference_eval
+from miniai.cli import T_SCALES, diffusion_learner, reference_eval
 from miniai.datasets import DataLoaders, TensorLoader, fashion_dls
-from miniai.diffusion import Denoiser, DiffusionCB, edm_form, eps_pred, generate, levels, rho_grid, step_dpmpp_2m, ve, v_pred
-from miniai.learner import Callback, DeviceCB, Learner, MetricsCB
-from miniai.sgd import BatchSchedCB
+from miniai.diffusion import Denoiser, edm_form, eps_pred, generate, levels, rho_grid, step_dpmpp_2m, ve, v_pred
+from miniai.learner import Callback, DeviceCB
 from miniai.unet import UNet
 
 SECONDS, SD, N, NFE, SEED = 200, 0.706, 2048, 10, 42          # CPU seconds of training; σ_data; images and calls in scoring
@@ -35,10 +30,8 @@ def learner(o, steps, cbs=()):
     set_seed(SEED); x = fashion_dls(o['bs'], say=lambda s: None).train.x
     n = steps*o['bs']; x = torch.cat([x[torch.randperm(len(x))] for _ in range(-(-n//len(x)))])[:n]
     dls = DataLoaders(TensorLoader(x, None, o['bs'], shuffle=True), [])
-    sched = partial(lr_scheduler.OneCycleLR, max_lr=2e-3, total_steps=steps)
-    flip = [FlipCB()] if o['flip'] else []
-    model = UNet(1, o['widths'], n_blocks=1, attn=1, patch=o['patch'], t_scale=250.)
-    return Learner(model, dls, F.mse_loss, lr=2e-3, cbs=[DeviceCB(), *flip, DiffusionCB(form_of(o['pred'], o.get('P_mean', -1.2)), bf16=True), MetricsCB(), BatchSchedCB(sched), *cbs], opt_func=partial(optim.Adam, eps=1e-5))
+    model = UNet(1, o['widths'], n_blocks=1, attn=1, patch=o['patch'], t_scale=T_SCALES['edm'])
+    return diffusion_learner(dls, 1, form_of(o['pred'], o.get('P_mean', -1.2)), model=model, cbs=[*([FlipCB()] if o['flip'] else []), *cbs])
 
 def steps_in(o, seconds):
     "How many steps so many CPU seconds are worth: timed on six, after two"

@@ -3,6 +3,7 @@ import json, subprocess, sys
 from pathlib import Path
 import numpy as np
 import pytest
+import torch
 
 def command(name, *args, cwd):
     "A finished process of one of our commands"
@@ -19,3 +20,10 @@ def test_sample_then_score(tmp_path):
 def test_bad_input_is_one_sentence(name, args, says, tmp_path):
     p = command(name, *args, cwd=tmp_path)
     assert p.returncode and says in p.stderr and 'Traceback' not in p.stderr and not list(tmp_path.glob('*.png'))
+
+def test_a_grid_is_one_picture(tmp_path):
+    "Five images: three beside each other, each pixel 3×3, white between them"
+    from PIL import Image
+    from miniai.cli import write_images
+    im = np.asarray(Image.open(write_images(torch.zeros(5,1,28,28, dtype=torch.uint8), tmp_path/'g.png')))
+    assert im.shape == (3*(2*28+2), 3*(3*28+2*2), 3) and (im[:84,:84] == 0).all() and (im[:,84:90] == 255).all() and (im[90:,180:] == 255).all()
