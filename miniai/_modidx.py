@@ -631,10 +631,16 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'miniai.unet.TimeBlock.forward': ('unet.html#timeblock.forward', 'miniai/unet.py'),
                              'miniai.unet.UNet': ('unet.html#unet', 'miniai/unet.py'),
                              'miniai.unet.UNet.__init__': ('unet.html#unet.__init__', 'miniai/unet.py'),
+                             'miniai.unet.UNet.embedding': ('unet.html#unet.embedding', 'miniai/unet.py'),
                              'miniai.unet.UNet.forward': ('unet.html#unet.forward', 'miniai/unet.py'),
+                             'miniai.unet._block': ('unet.html#_block', 'miniai/unet.py'),
                              'miniai.unet._check_images': ('unet.html#_check_images', 'miniai/unet.py'),
+                             'miniai.unet._check_labels': ('unet.html#_check_labels', 'miniai/unet.py'),
+                             'miniai.unet._middle': ('unet.html#_middle', 'miniai/unet.py'),
+                             'miniai.unet._way_down': ('unet.html#_way_down', 'miniai/unet.py'),
+                             'miniai.unet._way_up': ('unet.html#_way_up', 'miniai/unet.py'),
+                             'miniai.unet._zero': ('unet.html#_zero', 'miniai/unet.py'),
                              'miniai.unet.group_norm': ('unet.html#group_norm', 'miniai/unet.py'),
                              'miniai.unet.load_unet': ('unet.html#load_unet', 'miniai/unet.py'),
                              'miniai.unet.timestep_embedding': ('unet.html#timestep_embedding', 'miniai/unet.py'),
-                             'miniai.unet.weights_names': ('unet.html#weights_names', 'miniai/unet.py'),
-                             'miniai.unet.zero': ('unet.html#zero', 'miniai/unet.py')}}}
+                             'miniai.unet.weights_names': ('unet.html#weights_names', 'miniai/unet.py')}}}
