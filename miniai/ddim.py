@@ -10,7 +10,8 @@ import math
 
 import torch
 
-from .diffusion import ddpm, from_noise, levels
+from .denoiser import from_noise
+from .diffusion import ddpm, levels
 
 # %% ../nbs/20_DDIM.ipynb #308ad0f5
 def step_ddim(run, x, l, m,

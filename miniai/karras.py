@@ -17,7 +17,8 @@ import torch
 
 from .core import def_device
 from .ddim import step_ddim
-from .diffusion import Form, Level, as_denoiser, from_noise, levels, ratio
+from .denoiser import as_denoiser, from_noise
+from .diffusion import Form, Level, levels, ratio
 
 # %% ../nbs/23_karras.ipynb #d3846048
 def draw_sigmas(

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from .ddim import step_ddim
-from .diffusion import Form, from_noise, levels, prediction
+from .denoiser import from_noise
+from .diffusion import Form, levels, prediction
 
 # %% ../nbs/22_cosine.ipynb #e73760b2
 def _unit(x, name):

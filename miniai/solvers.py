@@ -16,8 +16,8 @@ import torch
 
 from .core import def_device
 from .ddim import step_ddim
-from .diffusion import Form, as_denoiser, for_images, image_noise, levels as make_levels
-from .diffusion import prediction, ratio, sample_loop, step_ddpm
+from .denoiser import as_denoiser, for_images, image_noise
+from .diffusion import Form, levels as make_levels, prediction, ratio, sample_loop, step_ddpm
 from .karras import sigmas_karras, step_churn, step_dpmpp_2m, step_heun, step_lms, ve
 
 # %% ../nbs/24_one_loop.ipynb #026c8c72
