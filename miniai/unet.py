@@ -164,7 +164,8 @@ class UNet(nn.Module):
     def embedding(self, x, t, y=None):
         "What the blocks are told: the time and, where there is one, the label of each image, N×n_emb"
         t = torch.as_tensor(t, device=x.device).expand(x.shape[0])
-        emb = self.embed(timestep_embedding(t*self.t_scale, self.n_emb))
+        waves = timestep_embedding(t*self.t_scale, self.n_emb)
+        emb = self.embed(waves.to(self.conv_in.weight.dtype))
         if y is not None:
             y = torch.as_tensor(y, device=x.device)
             _check_labels(y, x.shape[0], self.n_classes)
