@@ -27,7 +27,8 @@ from .ddim import ddim_steps, subsequence
 from .ddpm import ddpm_schedule, ddpm_steps
 from .diffusion import FORMS, Denoiser, DiffusionCB, generate, levels, rho_grid, solver as find_solver, ve
 from .fid import Extractor, ImageEval
-from .learner import CheckpointCB, DeviceCB, Learner, MetricsCB, ProgressCB
+from .checkpoint import CheckpointCB
+from .learner import DeviceCB, Learner, MetricsCB, ProgressCB
 from .resnet import cut_classifier, fashion_classifier
 from .sgd import BatchSchedCB
 from .tracking import image_grid

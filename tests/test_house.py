@@ -11,6 +11,7 @@ TABLE = {
     '05_datasets': ('datasets', 'core'),
     '07_convolutions': ('conv', 'core'),
     '09_learner': ('learner', 'core'),
+    '09b_checkpoint': ('checkpoint', 'core learner'),
     '10_activations': ('activations', 'core datasets learner'),
     '11_initializing': ('init', 'core conv activations learner'),
     '12_accel_sgd': ('sgd', 'learner'),
