@@ -9,13 +9,12 @@ __all__ = ['CheckpointCB']
 import json, random, signal, sys, threading, types
 
 import numpy as np
-import safetensors.torch as st
 import torch
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from .core import _mismatch, unwrap, weights_path, write_atomic
+from .core import _mismatch, _write_tensors, unwrap, weights_path
 from .learner import Callback, CancelBatchException, CancelEpochException, LRFinderCB
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000010
@@ -220,7 +219,7 @@ def _save(self:CheckpointCB, learn, at, done=''):
     state = dict(at=at, done=done, settings=self.settings_now, start=self.start, now=_rng_state(self.gens), grads=grads,
                  parts={k: o.state_dict() for k,o in _parts(learn).items()})
     tensors = {}; meta = {'format': '2', 'state': json.dumps(_pack(state, tensors))}
-    write_atomic(self.path, lambda p: st.save_file(tensors, p, metadata=meta)); self.last = at
+    _write_tensors(tensors, self.path, meta); self.last = at
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000049
 @patch
