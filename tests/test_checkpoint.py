@@ -138,7 +138,7 @@ class SignalCB(Callback):
 def test_a_signal_leaves_a_checkpoint_and_a_sentence(tmp_path, capsys, num, error, training):
     whole = learner(); whole.fit(3); learn = learner(); ck = CheckpointCB(tmp_path/'c')
     with pytest.raises(error): learn.fit(3, cbs=[ck, SignalCB(num, training)])
-    where = 'after batch 4 of epoch 1' if training else 'after epoch 1'
+    where = 'after batch 4 of epoch 1' if training else 'after the training of epoch 1'
     assert f'c.safetensors is {where}, and the same fit goes on from there' in capsys.readouterr().out
     again = learner(); again.fit(3, cbs=CheckpointCB(tmp_path/'c')); assert torch.equal(bits(again), bits(whole)) and again.metrics.history == whole.metrics.history
 
