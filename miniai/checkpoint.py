@@ -19,17 +19,18 @@ from .core import _mismatch, _write_tensors, unwrap, weights_path
 from .learner import Callback, CancelBatchException, CancelEpochException, LRFinderCB
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000010
+def _name(o, tensors):
+    "Put a tensor into `tensors`; returns its name there"
+    tensors[f't{len(tensors)}'] = o.detach().cpu().contiguous().clone()
+    return {'tensor': f't{len(tensors)-1}'}
+
 def _pack(o, tensors):
     "`o` as JSON, its tensors put into `tensors` and referred to by name"
-    if isinstance(o, torch.Tensor):
-        k = f't{len(tensors)}'
-        tensors[k] = o.detach().cpu().contiguous().clone()
-        return {'tensor': k}
+    if isinstance(o, torch.Tensor): return _name(o, tensors)
     if isinstance(o, np.ndarray): return {'array': [str(o.dtype), o.tolist()]}
     if isinstance(o, dict): return {'dict': [[k, _pack(v, tensors)] for k,v in o.items()]}
     if isinstance(o, (list, tuple)): return {type(o).__name__: [_pack(v, tensors) for v in o]}
-    if isinstance(o, np.generic): o = o.item()
-    if o is None or isinstance(o, (bool, int, float, str)): return o
+    if o is None or isinstance(o, (bool, int, float, str, np.generic)): return getattr(o, 'item', lambda: o)()
     raise TypeError(f'a checkpoint holds tensors, numbers, strings, lists and dicts, not {type(o).__name__}')
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000011
@@ -168,7 +169,7 @@ def before_fit(self:CheckpointCB, learn):
 def _open(self:CheckpointCB, learn):
     "Load the checkpoint, after all that could be wrong with it has been asked"
     self.state = s = _read(self.path)
-    self._check(learn)
+    if (m := self._wrong(learn)): raise ValueError(f'{self.path} {m}, {_anew}')
     self.last = epoch,batch = s['at']
     self.at = (learn.n_epochs, 0) if s['done'] == 'cancelled' else (epoch, batch)
     self._restore(learn)
@@ -186,21 +187,18 @@ def _where(epoch, batch):
 _anew = 'give another path, or delete the file to begin anew'
 
 @patch
-def _check(self:CheckpointCB, learn):
-    "Raise `ValueError` unless the checkpoint is of this run, and loading it undoes no training"
+def _wrong(self:CheckpointCB, learn):
+    "Why the checkpoint cannot be of this run, or must not be loaded; '' if nothing speaks against it"
     s, parts = self.state, _parts(learn)
-    kind = type(parts['model']).__name__
-    others = ', '.join(sorted(s['parts'].keys() ^ parts.keys()))
-    if (m := _differ(s['settings'], self.settings_now)): wrong = f'was made with other settings: {m}. Use the same'
-    elif others: wrong = f'was made with other callbacks: {others} is only there, or only here. Use the same'
-    elif (m := _mismatch(s['parts']['model'], parts['model'].state_dict())):
-        wrong = f'was made by another model than this {kind}: {m}. Use the same'
-    elif _beyond(s['at'], learn.n_epochs) and s['done'] != 'cancelled':
-        wrong = f'is {_where(*s["at"])}, and {learn.n_epochs} epochs are asked for: ask for more'
-    elif s['done'] and hasattr(learn, 'epoch') and not _equal(s['parts']['model'], parts['model']):
-        wrong = 'holds a finished run, and this model has been trained since: make a new learner to load it'
-    else: return
-    raise ValueError(f'{self.path} {wrong}, {_anew}')
+    model, others = parts['model'], ', '.join(sorted(s['parts'].keys() ^ parts.keys()))
+    if (m := _differ(s['settings'], self.settings_now)): return f'was made with other settings: {m}. Use the same'
+    if others: return f'was made with other callbacks: {others} is only there, or only here. Use the same'
+    if (m := _mismatch(s['parts']['model'], model.state_dict())):
+        return f'was made by another model than this {type(model).__name__}: {m}. Use the same'
+    if s['done'] != 'cancelled' and _beyond(s['at'], learn.n_epochs):
+        return f'is {_where(*s["at"])}, and {learn.n_epochs} epochs are asked for: ask for more'
+    trained = s['done'] and hasattr(learn, 'epoch') and not _equal(s['parts']['model'], model)
+    return 'holds a finished run; this model was trained since: make a new learner to load it' if trained else ''
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000045
 def _beyond(at, n_epochs):
@@ -249,16 +247,19 @@ def _save(self:CheckpointCB, learn, at, done=''):
 def before_epoch(self:CheckpointCB, learn):
     "Leave out the epochs that are done; note where the generators stand"
     if not self.on: return
-    if learn.epoch < self.at[0]:
-        if learn.epoch == self.at[0]-1: self._restore(learn)     # whatever others did in their `before_epoch`
-        raise CancelEpochException()
+    if learn.epoch == self.at[0]-1: self._restore(learn)         # whatever others did in their `before_epoch`
+    if learn.epoch < self.at[0]: raise CancelEpochException()
     if not learn.training: return
-    if self.state and self.at[1] < 0:                            # all its batches are done: validation is next
-        self._arrive(learn)
-        raise CancelEpochException()
-    if self.state: _set_rng_state(self.state['start' if self.at[1] else 'now'], self.gens)
-    if self.state and not self.at[1]: self.state = None
+    if self.state: self._go_on(learn)
     self.start = _rng_state(self.gens)
+
+@patch
+def _go_on(self:CheckpointCB, learn):
+    "At the epoch of the checkpoint: batches are skipped from its start, or all are done, or none"
+    if self.at[1] < 0: self._arrive(learn)
+    if not self.state: raise CancelEpochException()              # all are done: validation is next
+    _set_rng_state(self.state['start' if self.at[1] else 'now'], self.gens)
+    if not self.at[1]: self.state = None
 
 # %% ../nbs/09b_checkpoint.ipynb #9b00004a
 @patch

@@ -23,15 +23,18 @@ try: import fcntl
 except ImportError: fcntl = None      # Windows has `msvcrt` instead
 
 # %% ../nbs/00_core.ipynb #80efaf65
+def _loads(lib):
+    "Whether a compiled library fits the torch that is here"
+    try: torch.ops.load_library(lib)
+    except OSError: return False
+    return True
+
 def declare_torchvision_ops() -> bool:
     "Make `import torchvision` work where its compiled operators cannot load; returns whether that was needed"
     spec = importlib.util.find_spec('torchvision')
     if spec is None or 'torchvision' in sys.modules or hasattr(torch.ops.torchvision, 'nms'): return False
-    for lib in Path(spec.origin).parent.glob('_C*'):
-        if lib.suffix not in ('.so', '.pyd'): continue
-        with suppress(OSError):       # compiled for another torch
-            torch.ops.load_library(lib)
-            return False
+    libs = [p for p in Path(spec.origin).parent.glob('_C*') if p.suffix in ('.so', '.pyd')]
+    if any(_loads(p) for p in libs): return False
     lib = torch.library.Library('torchvision', 'DEF')
     declare_torchvision_ops.lib = lib            # kept: dropping it undoes the definitions
     lib.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
@@ -143,6 +146,14 @@ def _sync(path):
     try: os.fsync(fd)
     finally: os.close(fd)
 
+def _fill(tmp, path, write):
+    "Write the temporary file, with the mode that `path` has or a new file would have"
+    tmp.touch()
+    mode = (path if path.exists() else tmp).stat().st_mode
+    write(tmp)
+    tmp.chmod(mode)
+    _sync(tmp)
+
 def write_atomic(
     path:Path,       # the file to write
     write:Callable,  # called with a temporary path in the same folder; must create that file
@@ -154,11 +165,7 @@ def write_atomic(
     _clean(path, start)
     tmp = path.with_name(f'{start}{os.getpid()}')
     try:
-        tmp.touch()
-        mode = (path if path.exists() else tmp).stat().st_mode
-        write(tmp)
-        tmp.chmod(mode)
-        _sync(tmp)
+        _fill(tmp, path, write)
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
     _sync(path.parent)
@@ -178,10 +185,13 @@ def _take(lock):
     "The open lock file, and whether it is ours"
     while True:
         f = lock.open('a+')
+        f.seek(0)
         if not _lock(f, wait=False): return f, False
         with suppress(FileNotFoundError):
             if os.path.samestat(lock.stat(), os.fstat(f.fileno())): return f, True
         f.close()                                 # its last owner has just deleted it: open it again
+
+_busy = 'another run (process {}) is writing {}: let it end, or give another path'
 
 @contextmanager
 def locked(
@@ -192,12 +202,9 @@ def locked(
     path.parent.mkdir(parents=True, exist_ok=True)
     f,ours = _take(path.with_name(f'.{path.name}.lock'))
     with f:
-        f.seek(0)
-        if not ours: raise ValueError(f'another run (process {f.read()}) is writing {path}: '
-                                      'let it end, or give another path')
+        if not ours: raise ValueError(_busy.format(f.read(), path))
         f.truncate()
-        f.write(str(os.getpid()))
-        f.flush()
+        print(os.getpid(), end='', file=f, flush=True)
         try: yield
         finally:
             with suppress(OSError): Path(f.name).unlink()
@@ -312,6 +319,13 @@ def results_path(
     return root/'results'/f'{name}.jsonl'
 
 # %% ../nbs/00_core.ipynb #00c0a00e
+def _append(f, line):
+    "Add a line to a file that is open to read and append, after whatever half a line the last run left"
+    if f.seek(0, 2):
+        f.seek(-1, 2)
+        if f.read(1) != b'\n': line = '\n' + line
+    f.write(line.encode('utf-8'))
+
 def log_record(
     path:Path,  # a `.jsonl` file, made if it is not there
     **fields,   # what was run and measured: config, n, seed, seconds, metrics…; must be JSON
@@ -324,10 +338,7 @@ def log_record(
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('a+b') as f:
         _lock(f, wait=True)            # two runs may write to one file
-        if f.seek(0, 2):
-            f.seek(-1, 2)
-            if f.read(1) != b'\n': line = '\n' + line      # the last run left half a line
-        f.write(line.encode('utf-8'))
+        _append(f, line)
     return rec
 
 # %% ../nbs/00_core.ipynb #00c0a00f
