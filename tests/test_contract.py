@@ -317,7 +317,38 @@ def test_grids_that_are_none(f, kw):
 def test_a_grid_of_nothing():
     with pytest.raises(ValueError, match='at least one time'): levels(ve, [])
 
+# --- the loop itself
+
+def test_a_denoiser_of_the_wrong_shape():
+    with pytest.raises(ValueError, match=r'the denoiser must return the shape it was given: \(2, 1, 4, 4\), not \(1, 1, 4, 4\)'):
+        sample(lambda x, l: (x[:1], x[:1]), 2, size=(1,4,4), device='cpu')
+
+def test_a_bar_changes_nothing(capsys):
+    a,b = (sample_ddpm(lambda x, t: .9*x, (2,1,4,4), ddpm(n_steps=10), device='cpu', generator=gen(), progress=p) for p in (False, True))
+    assert torch.equal(a, b)
+    a,b = (sample(Gaussian(), 3, steps=4, size=(1,2,2), bs=2, device='cpu', progress=p) for p in (False, True))
+    assert torch.equal(a, b)
+
+def test_without_a_generator_torch_s_own():
+    ls = levels(ve, [5., 1.]); torch.manual_seed(1); a = walk(Gaussian(), torch.ones(2,1,2,2), ls, step_ddim, eta=1.).x
+    torch.manual_seed(1); assert torch.equal(walk(Gaussian(), torch.ones(2,1,2,2), ls, step_ddim, lambda: torch.randn(2,1,2,2), eta=1.).x, a)
+
+def test_posterior_variance_is_ddim_s():
+    "DDPM's step with β̃ is DDIM's with η = 1"
+    x,z = noise(4,1,2,2), noise(4,1,2,2, seed=2); ls = levels(ddpm(), [500, 499])
+    a,b = (next(sample_loop(Gaussian(), x, ls, step, lambda: z, **kw)).x for step,kw in ((step_ddpm, dict(posterior=True)), (step_ddim, dict(eta=1.))))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+
 # --- diffusers, both ways
+
+def test_ours_in_a_pipeline_of_theirs():
+    "DDPMPipeline runs with our network and the scheduler of its form, from the card alone"
+    from diffusers import DDPMPipeline
+    form = ddpm(n_steps=5, beta_max=.5); unet,sch = to_diffusers(small_unet(), dict(form=form.card(), size=[1,8,8]))
+    x = torch.randn(2,1,8,8, generator=gen()); t = torch.tensor(3)
+    assert torch.equal(unet(x, t).sample, unet(x, t, return_dict=False)[0]) and torch.equal(unet(x, 3).sample, unet.net(x, torch.full((2,), 3.)))
+    im = DDPMPipeline(unet, sch)(batch_size=2, num_inference_steps=5, output_type='np', generator=gen()).images
+    assert im.shape == (2,8,8,1) and 0 <= im.min() and im.max() <= 1
 
 def test_there_and_back():
     net = small_unet()
@@ -327,6 +358,27 @@ def test_there_and_back():
     for form in (edm(.7), flow(1000.)): assert from_diffusers(*to_diffusers(net, form, (1,8,8))).form == form
     with pytest.raises(ValueError, match='diffusers has no scheduler for'): to_diffusers(net, cosine(), (1,8,8))
     with pytest.raises(ValueError, match='the size of the images'): to_diffusers(net, ddpm())
+
+class Bent(nn.Module):
+    "A network as diffusers has them: a time for all images, and an answer with a `sample`"
+    def forward(self, x, t):
+        out = lambda: None; out.sample = torch.tanh(x.roll(1, -1) + torch.as_tensor(t).float().reshape(-1,1,1,1).sin())
+        return out
+
+@pytest.mark.parametrize('kind', ['epsilon', 'v_prediction'])
+def test_networks_of_edm_schedulers(kind):
+    from diffusers import EDMEulerScheduler
+    sch = EDMEulerScheduler(sigma_min=.01, sigma_max=80., sigma_data=.7, prediction_type=kind); sch.set_timesteps(10); x = start = 80*torch.randn(2,1,4,4, generator=gen())
+    for t in sch.timesteps: x = sch.step(Bent()(sch.scale_model_input(x, t), t).sample, t, x).prev_sample
+    ours = walk(from_diffusers(Bent(), sch), start, levels(ve, sch.sigmas[:-1].double()), step_ddim).x
+    torch.testing.assert_close(ours, x, rtol=1e-3, atol=1e-3)
+
+def test_networks_of_flow_matching_schedulers():
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    sch = FlowMatchEulerDiscreteScheduler(); sch.set_timesteps(10); x = start = torch.randn(2,1,4,4, generator=gen())
+    for t in sch.timesteps: x = sch.step(Bent()(x, t).sample, t, x).prev_sample
+    ours = walk(from_diffusers(Bent(), sch), start, levels(flow(), sch.sigmas[:-1].double()), step_ddim).x
+    torch.testing.assert_close(ours, x, rtol=1e-3, atol=1e-3)
 
 def test_a_scheduler_that_ends_in_pure_noise():
     "Zero terminal SNR: a network that predicts v starts there"
