@@ -92,4 +92,5 @@ def _scheduler(form):
     kinds = dict(eps='epsilon', x0='sample', v='v_prediction')
     if not isinstance(form, ddpm) or form.predicts not in kinds:
         raise ValueError(f'diffusers has no scheduler for {form}: it has them for ddpm, edm and flow')
-    return d.DDPMScheduler(trained_betas=form.beta.tolist(), clip_sample=True, prediction_type=kinds[form.predicts])
+    betas,kind = form.beta.tolist(), kinds[form.predicts]
+    return d.DDPMScheduler(len(betas), trained_betas=betas, clip_sample=True, prediction_type=kind)

@@ -22,7 +22,8 @@ from .datasets import DataLoaders, TensorLoader, fashion_dls, show_images, subpl
 from .denoiser import Denoiser
 from .diffusion import FORMS
 from .karras import edm
-from .learner import CheckpointCB, ProgressCB
+from .checkpoint import CheckpointCB
+from .learner import ProgressCB
 from .recipes import Card, diffusion_learner, load_denoiser, reference_eval, save_denoiser, score
 from .solvers import get_solver, sample
 from .tracking import image_grid
