@@ -1,7 +1,7 @@
 """Trains the network `fashion`: clothes with or without labels, from the weights `fashion_edm` on.
 
     python experiments/fashion.py [--out runs/fashion] [--steps 6000]      train; called again, it goes on
-    python experiments/fashion.py --score [--out runs/fashion]             FID of every snapshot → results/fashion.jsonl
+    python experiments/fashion.py --score-it [--out runs/fashion]             FID of every snapshot → results/fashion.jsonl
     python experiments/fashion.py --ship NAME --ema 0.1 --at 3000          a snapshot → miniai/weights/NAME
 
 The learning rate falls as 1/√step and the weights are averaged over a fixed share of the training (Karras et al. 2024,
@@ -154,6 +154,6 @@ def score_snapshots(out, n, labels, only=''):
     for p in snapshots(out):
         if only not in p.name or read_records(path, snapshot=p.name, n=n, labels=labels): continue
         den,card = denoiser(p); y = torch.arange(n) % 10 if labels else None
-        r = log_record(path, **score(den, ie, n=n, sampling=dict(y=y)), command='python experiments/fashion.py --score_it', snapshot=p.name, labels=labels,
+        r = log_record(path, **score(den, ie, n=n, sampling=dict(y=y)), command='python experiments/fashion.py --score-it', snapshot=p.name, labels=labels,
                        step=card['step'], ema=card['ema'], train_cpu_seconds=round(card['cpu_seconds']), start=RECIPE['start'])
         print(p.name, 'labels' if labels else 'no labels', round(r['fid'], 3), flush=True)

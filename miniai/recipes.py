@@ -18,7 +18,7 @@ from torch import optim
 from torch.optim import lr_scheduler
 
 from .accel import MixedPrecision
-from .core import def_device, device_name, save, versions
+from .core import def_device, half_dtype, device_name, save, versions
 from .datasets import fashion_dls
 from .ddim import subsequence
 from .denoiser import Denoiser
@@ -60,7 +60,7 @@ def diffusion_learner(
     model=None,   # images and times → images; None: `small_unet`
     lr=2e-3,      # the highest learning rate
     drop=None,    # None: no labels; else how often they are left out in training, in [0,1]
-    bf16=True,    # train in bfloat16 (`MixedPrecision`)
+    bf16=None,    # train in bfloat16 (`MixedPrecision`); None: where the device computes in it
     cbs=None,     # further callbacks
     n_classes=0,  # of the labels, for `small_unet`
 ) -> Learner:
@@ -69,7 +69,8 @@ def diffusion_learner(
     if model is None:
         labels = {} if drop is None else dict(n_classes=n_classes)
         model = small_unet(next(iter(dls.train))[0].shape[1], form.t_scale, **labels)
-    verbs = MixedPrecision(n_inp) if bf16 else TrainCB(n_inp)
+    half = half_dtype() is not None if bf16 is None else bf16
+    verbs = MixedPrecision(n_inp) if half else TrainCB(n_inp)
     cbs = [DeviceCB(), NoiseCB(form, drop), verbs, MetricsCB(), OneCycleCB(lr), *(cbs or [])]
     return Learner(model, dls, F.mse_loss, lr=lr, cbs=cbs, opt_func=partial(optim.Adam, eps=1e-5))
 
@@ -110,7 +111,7 @@ def save_denoiser(
 def load_denoiser(
     weights='fashion_edm',  # name of weights that come with the package, or a path, as `save_denoiser` returns it
     device=def_device,      # where to put it
-    dtype=torch.bfloat16,   # run the network in it; None: float32
+    dtype=half_dtype(),     # run the network in bfloat16 where the device computes in it; None: float32
 ) -> Denoiser:
     "The denoiser of saved weights, its card at `.card`; raises `FileNotFoundError` listing the names that are there"
     net,card = load_unet(weights, device)
