@@ -748,6 +748,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'miniai.unet._block': ('unet.html#_block', 'miniai/unet.py'),
                              'miniai.unet._check_images': ('unet.html#_check_images', 'miniai/unet.py'),
                              'miniai.unet._check_labels': ('unet.html#_check_labels', 'miniai/unet.py'),
+                             'miniai.unet._last': ('unet.html#_last', 'miniai/unet.py'),
                              'miniai.unet._middle': ('unet.html#_middle', 'miniai/unet.py'),
                              'miniai.unet._way_down': ('unet.html#_way_down', 'miniai/unet.py'),
                              'miniai.unet._way_up': ('unet.html#_way_up', 'miniai/unet.py'),
