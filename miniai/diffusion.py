@@ -201,7 +201,7 @@ class DDPMCB(NoiseCB, TrainCB):
         NoiseCB.__init__(self, ddpm(n_steps, beta_min, beta_max), vrange=vrange)
         TrainCB.__init__(self, n_inp=2)
 
-# %% ../nbs/15_DDPM.ipynb #cc437193
+# %% ../nbs/15_DDPM.ipynb #0519005d
 Level = namedtuple('Level', 't alpha sigma')        # one noise level: x_t = α·x0 + σ·ε
 
 def levels(
