@@ -346,6 +346,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'miniai.diffusion.NoiseCB.before_batch': ('ddpm.html#noisecb.before_batch', 'miniai/diffusion.py'),
                                   'miniai.diffusion.NoiseCB.before_epoch': ('ddpm.html#noisecb.before_epoch', 'miniai/diffusion.py'),
                                   'miniai.diffusion.NoiseCB.before_fit': ('ddpm.html#noisecb.before_fit', 'miniai/diffusion.py'),
+                                  'miniai.diffusion.NoiseCB.settings': ('ddpm.html#noisecb.settings', 'miniai/diffusion.py'),
                                   'miniai.diffusion.Run': ('ddpm.html#run', 'miniai/diffusion.py'),
                                   'miniai.diffusion.Run.__call__': ('ddpm.html#run.__call__', 'miniai/diffusion.py'),
                                   'miniai.diffusion.Run.__init__': ('ddpm.html#run.__init__', 'miniai/diffusion.py'),
