@@ -494,6 +494,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'miniai.learner.Learner': ('learner.html#learner', 'miniai/learner.py'),
                                 'miniai.learner.Learner.__init__': ('learner.html#learner.__init__', 'miniai/learner.py'),
                                 'miniai.learner.Learner._fit': ('learner.html#learner._fit', 'miniai/learner.py'),
+                                'miniai.learner.Learner._make_opt': ('learner.html#learner._make_opt', 'miniai/learner.py'),
                                 'miniai.learner.Learner._one_batch': ('learner.html#learner._one_batch', 'miniai/learner.py'),
                                 'miniai.learner.Learner._one_epoch': ('learner.html#learner._one_epoch', 'miniai/learner.py'),
                                 'miniai.learner.Learner._one_step': ('learner.html#learner._one_step', 'miniai/learner.py'),

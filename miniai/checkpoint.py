@@ -226,7 +226,7 @@ def _arrive(self:CheckpointCB, learn):
     "The position of the checkpoint is reached: from here on all is as it was"
     self._restore(learn)
     _set_rng_state(self.state['now'], self.gens)
-    self.state = None
+    self.state, self.trained = None, True
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000048
 @patch
