@@ -7,28 +7,30 @@ __all__ = ['CheckpointCB']
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000002
 import json, random, signal, sys, threading, types
+from pathlib import Path
 
 import numpy as np
-import safetensors.torch as st
 import torch
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from .core import _mismatch, unwrap, weights_path, write_atomic
+from .core import _mismatch, _write_tensors, unwrap, weights_path
 from .learner import Callback, CancelBatchException, CancelEpochException, LRFinderCB
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000010
+def _name(o, tensors):
+    "Put a tensor into `tensors`; returns its name there"
+    tensors[f't{len(tensors)}'] = o.detach().cpu().contiguous().clone()
+    return {'tensor': f't{len(tensors)-1}'}
+
 def _pack(o, tensors):
     "`o` as JSON, its tensors put into `tensors` and referred to by name"
-    if isinstance(o, torch.Tensor):
-        k = f't{len(tensors)}'; tensors[k] = o.detach().cpu().contiguous().clone()
-        return {'tensor': k}
+    if isinstance(o, torch.Tensor): return _name(o, tensors)
     if isinstance(o, np.ndarray): return {'array': [str(o.dtype), o.tolist()]}
     if isinstance(o, dict): return {'dict': [[k, _pack(v, tensors)] for k,v in o.items()]}
     if isinstance(o, (list, tuple)): return {type(o).__name__: [_pack(v, tensors) for v in o]}
-    if isinstance(o, np.generic): o = o.item()
-    if o is None or isinstance(o, (bool, int, float, str)): return o
+    if o is None or isinstance(o, (bool, int, float, str, np.generic)): return getattr(o, 'item', lambda: o)()
     raise TypeError(f'a checkpoint holds tensors, numbers, strings, lists and dicts, not {type(o).__name__}')
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000011
@@ -86,7 +88,9 @@ def _rng_state(gens):
 
 def _set_rng_state(s, gens):
     "Put all generators into a state that `_rng_state` returned"
-    random.setstate(s['python']); np.random.set_state(s['numpy']); torch.set_rng_state(s['cpu'])
+    random.setstate(s['python'])
+    np.random.set_state(s['numpy'])
+    torch.set_rng_state(s['cpu'])
     if s['cuda']: torch.cuda.set_rng_state_all(s['cuda'])
     for k,g in gens.items(): _set_rng(g, s['own'][k])
 
@@ -103,11 +107,12 @@ def _parts(learn):
 
 def _settings(learn):
     "What can be seen of a run's settings: optimiser, loss, batches an epoch, and what callbacks say in `settings()`"
-    nm = lambda f: getattr(f, '__name__', type(f).__name__)
-    opt = getattr(learn.opt, 'optimizer', learn.opt); dl = learn.dls.train
-    out = dict(optimiser=type(opt).__name__, loss=nm(learn.loss_func), batches=len(dl) if hasattr(dl, '__len__') else None)
+    opt, loss, dl = getattr(learn.opt, 'optimizer', learn.opt), learn.loss_func, learn.dls.train
+    out = dict(optimiser=type(opt).__name__, loss=getattr(loss, '__name__', type(loss).__name__),
+               batches=len(dl) if hasattr(dl, '__len__') else None)
     out |= {k: v for k,v in opt.defaults.items() if isinstance(v, (bool, int, float, str, tuple))}
-    for k,cb in _named([cb for cb in learn.cbs if hasattr(cb, 'settings')]): out |= {f'{k}.{o}': v for o,v in cb.settings().items()}
+    for nm,cb in _named([cb for cb in learn.cbs if hasattr(cb, 'settings')]):
+        out |= {f'{nm}.{k}': v for k,v in cb.settings().items()}
     return out
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000030
@@ -118,7 +123,8 @@ def _read(path):
     except (SafetensorError, OSError) as e:
         raise ValueError(f'{path} is not a complete checkpoint ({e}); delete it to begin anew') from None
     if meta.get('format') != '2':
-        raise ValueError(f'{path} holds no checkpoint of this version of miniai; give another path, or delete it to begin anew')
+        raise ValueError(f'{path} holds no checkpoint of this version of miniai; '
+                         'give another path, or delete it to begin anew')
     try: return _unpack(json.loads(meta['state']), tensors)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as e:
         raise ValueError(f'{path} is a broken checkpoint ({type(e).__name__}: {e}); delete it to begin anew') from None
@@ -126,22 +132,23 @@ def _read(path):
 # %% ../nbs/09b_checkpoint.ipynb #9b000031
 def _differ(was, now):
     "In words, the settings that differ"
-    say = lambda d, k: repr(d[k]) if k in d else 'not given'
-    return '; '.join(f'{k} was {say(was, k)}, now {say(now, k)}' for k in {**was, **now} if say(was, k) != say(now, k))
+    def say(d, k): return repr(d[k]) if k in d else 'not given'
+    return '; '.join(f'{k} was {say(was, k)}, now {say(now, k)}'
+                     for k in {**was, **now} if say(was, k) != say(now, k))
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000040
 class CheckpointCB(Callback):
-    "Saves all that a fit needs to go on exactly where it was; a fit that finds the file goes on from it. Give it to `fit`"
+    "Saves what a fit needs to go on exactly where it was; a fit that finds the file goes on. Give it to `fit`"
     order = 90
     def __init__(self,
-        path,           # of the file, `.safetensors`
-        every=None,     # save after so many batches too; None: at the end of each epoch only
-        settings=None,  # dict: what a run that goes on must have in common with the one that began, e.g. data, seed, form
+        path:Path,           # of the file, `.safetensors`
+        every:int=None,      # save after so many batches too; None: after each epoch's training only
+        settings:dict=None,  # what a run that goes on must share with the one that began: data, seed, form…
     ):
         self.path, self.every, self.given = weights_path(path), every, settings or {}
         self.on, self.was = False, {}
-    def remove(self):
-        "Delete the file, once what it was for is saved elsewhere"
+    def remove(self) -> None:
+        "Delete the file, and no other: for when the run's result is saved elsewhere"
         self.path.unlink(missing_ok=True)
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000041
@@ -150,7 +157,7 @@ def before_fit(self:CheckpointCB, learn):
     "Look for a checkpoint, and load it"
     self.on = not any(isinstance(cb, LRFinderCB) for cb in learn.cbs)
     if not self.on: return
-    self.at, self.state, self.heard, self.last, self.trained, self.ended = (0,0), None, None, None, False, False
+    self.at, self.state, self.last, self.heard, self.trained, self.ended = (0,0), None, None, None, False, False
     self.outer, self.gens = sys.exc_info()[1], _generators(learn)
     self.settings_now = _settings(learn) | self.given
     if self.path.exists(): self._open(learn)
@@ -161,37 +168,44 @@ def before_fit(self:CheckpointCB, learn):
 @patch
 def _open(self:CheckpointCB, learn):
     "Load the checkpoint, after all that could be wrong with it has been asked"
-    self.state = s = _read(self.path); self._check(learn)
-    self.last, (epoch,batch) = tuple(s['at']), s['at']
+    self.state = s = _read(self.path)
+    if (m := self._wrong(learn)): raise ValueError(f'{self.path} {m}, {_anew}')
+    self.last = epoch,batch = s['at']
     self.at = (learn.n_epochs, 0) if s['done'] == 'cancelled' else (epoch, batch)
     self._restore(learn)
-    if self.at == (learn.n_epochs, 0):
-        print(f'{self.path} holds this run, {s["done"] or "finished"}: its weights are loaded, and there is nothing left to do')
-    else: print(f'going on {_where(epoch, batch)}, from {self.path}')
+    if self.at != (learn.n_epochs, 0): print(f'going on {_where(epoch, batch)}, from {self.path}')
+    else: print(f'{self.path} holds this run, {s["done"] or "finished"}: '
+                'its weights are loaded, and there is nothing left to do')
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000043
 def _where(epoch, batch):
     "A position in words"
-    return f'after epoch {epoch}' if batch < 0 else f'after batch {batch} of epoch {epoch}' if batch else f'at the start of epoch {epoch}'
+    if batch < 0: return f'after the training of epoch {epoch}'
+    return f'after batch {batch} of epoch {epoch}' if batch else f'at the start of epoch {epoch}'
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000044
+_anew = 'give another path, or delete the file to begin anew'
+
 @patch
-def _check(self:CheckpointCB, learn):
-    "Raise `ValueError` unless the checkpoint is of this run, and no training would be undone by loading it"
-    s, parts = self.state, _parts(learn); anew = 'give another path, or delete the file to begin anew'
-    if (m := _differ(s['settings'], self.settings_now)):
-        raise ValueError(f'{self.path} was made with other settings: {m}. Use the same, {anew}')
-    if (m := ', '.join(sorted(s['parts'].keys() ^ parts.keys()))):
-        raise ValueError(f'{self.path} was made with other callbacks: {m} is only there, or only here. Use the same, {anew}')
-    if (m := _mismatch(s['parts']['model'], parts['model'].state_dict())):
-        raise ValueError(f'{self.path} was made by another model than this {type(parts["model"]).__name__}: {m}. Use the same, {anew}')
-    epoch,batch = s['at']
-    if not s['done'] and learn.n_epochs < epoch + (batch != 0) or s['done'] == 'finished' and learn.n_epochs < epoch:
-        raise ValueError(f'{self.path} is {_where(epoch, batch)}, and {learn.n_epochs} epochs are asked for: ask for more, {anew}')
-    if s['done'] and hasattr(learn, 'epoch') and not _equal(s['parts']['model'], parts['model']):
-        raise ValueError(f'{self.path} holds a finished run, and this model has been trained since: {anew}, or make a new learner to load it')
+def _wrong(self:CheckpointCB, learn):
+    "Why the checkpoint cannot be of this run, or must not be loaded; '' if nothing speaks against it"
+    s, parts = self.state, _parts(learn)
+    model, others = parts['model'], ', '.join(sorted(s['parts'].keys() ^ parts.keys()))
+    if (m := _differ(s['settings'], self.settings_now)): return f'was made with other settings: {m}. Use the same'
+    if others: return f'was made with other callbacks: {others} is only there, or only here. Use the same'
+    if (m := _mismatch(s['parts']['model'], model.state_dict())):
+        return f'was made by another model than this {type(model).__name__}: {m}. Use the same'
+    if s['done'] != 'cancelled' and _beyond(s['at'], learn.n_epochs):
+        return f'is {_where(*s["at"])}, and {learn.n_epochs} epochs are asked for: ask for more'
+    trained = s['done'] and hasattr(learn, 'epoch') and not _equal(s['parts']['model'], model)
+    return 'holds a finished run; this model was trained since: make a new learner to load it' if trained else ''
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000045
+def _beyond(at, n_epochs):
+    "Whether a position lies behind the end of a fit of so many epochs"
+    epoch,batch = at
+    return epoch + (batch != 0) > n_epochs
+
 def _equal(sd, model):
     "Whether a model has exactly these weights"
     return all(torch.equal(v.cpu(), sd[k]) for k,v in model.state_dict().items())
@@ -202,41 +216,50 @@ def _restore(self:CheckpointCB, learn):
     "Model, optimiser, callbacks and gradients as they were when the checkpoint was saved"
     for k,o in _parts(learn).items(): o.load_state_dict(self.state['parts'][k])
     for k,p in unwrap(learn.model).named_parameters():
-        g = self.state['grads'].get(k); p.grad = None if g is None else g.to(p.device)
+        g = self.state['grads'].get(k)
+        p.grad = None if g is None else g.to(p.device)
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000047
 @patch
 def _arrive(self:CheckpointCB, learn):
     "The position of the checkpoint is reached: from here on all is as it was"
-    self._restore(learn); _set_rng_state(self.state['now'], self.gens); self.state = None
+    self._restore(learn)
+    _set_rng_state(self.state['now'], self.gens)
+    self.state = None
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000048
 @patch
 def _save(self:CheckpointCB, learn, at, done=''):
-    "Write the checkpoint, unless a weight is not finite: then the last good one stays, and `FloatingPointError` is raised"
+    "Write the checkpoint; `FloatingPointError` if a weight is not finite: then the last good one stays"
     if not all(p.isfinite().all() for p in learn.model.parameters()):
-        raise FloatingPointError(f'weights are no longer finite in epoch {learn.epoch}; the last good checkpoint is {self.path}')
+        raise FloatingPointError(f'weights are no longer finite in epoch {learn.epoch}; '
+                                 f'the last good checkpoint is {self.path}')
     grads = {k: p.grad for k,p in unwrap(learn.model).named_parameters() if p.grad is not None}
-    state = dict(at=at, done=done, settings=self.settings_now, start=self.start, now=_rng_state(self.gens), grads=grads,
-                 parts={k: o.state_dict() for k,o in _parts(learn).items()})
-    tensors = {}; meta = {'format': '2', 'state': json.dumps(_pack(state, tensors))}
-    write_atomic(self.path, lambda p: st.save_file(tensors, p, metadata=meta)); self.last = at
+    state = dict(at=at, done=done, settings=self.settings_now, start=self.start, now=_rng_state(self.gens),
+                 grads=grads, parts={k: o.state_dict() for k,o in _parts(learn).items()})
+    tensors = {}
+    packed = json.dumps(_pack(state, tensors))
+    _write_tensors(tensors, self.path, {'format': '2', 'state': packed})
+    self.last = at
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000049
 @patch
 def before_epoch(self:CheckpointCB, learn):
     "Leave out the epochs that are done; note where the generators stand"
     if not self.on: return
-    if learn.epoch < self.at[0]:
-        if learn.epoch == self.at[0]-1: self._restore(learn)     # whatever others did in their `before_epoch`
-        raise CancelEpochException()
+    if learn.epoch == self.at[0]-1: self._restore(learn)         # whatever others did in their `before_epoch`
+    if learn.epoch < self.at[0]: raise CancelEpochException()
     if not learn.training: return
-    if self.state and self.at[1] > 0:              # some batches of this epoch are done: they are drawn again, and skipped
-        self.start = self.state['start']; _set_rng_state(self.start, self.gens); return
-    if self.state and self.at[1] < 0:              # all its batches are done: validation is next
-        self._arrive(learn); raise CancelEpochException()
-    if self.state: _set_rng_state(self.state['now'], self.gens); self.state = None
+    if self.state: self._go_on(learn)
     self.start = _rng_state(self.gens)
+
+@patch
+def _go_on(self:CheckpointCB, learn):
+    "At the epoch of the checkpoint: batches are skipped from its start, or all are done, or none"
+    if self.at[1] < 0: self._arrive(learn)
+    if not self.state: raise CancelEpochException()              # all are done: validation is next
+    _set_rng_state(self.state['start' if self.at[1] else 'now'], self.gens)
+    if not self.at[1]: self.state = None
 
 # %% ../nbs/09b_checkpoint.ipynb #9b00004a
 @patch
@@ -246,11 +269,12 @@ def before_batch(self:CheckpointCB, learn):
     if learn.iter+1 == self.at[1]: self._arrive(learn)
     raise CancelBatchException()
 
+# %% ../nbs/09b_checkpoint.ipynb #9b00004d
 @patch
 def after_batch(self:CheckpointCB, learn):
     "Save if it is time, or if someone asked to stop"
     if self.on and learn.training:
-        self.trained = True; n = learn.iter+1
+        self.trained, n = True, learn.iter+1
         if self.heard or self.every and n % self.every == 0: self._save(learn, (learn.epoch, n))
     self._stop()
 
@@ -258,15 +282,23 @@ def after_batch(self:CheckpointCB, learn):
 def after_epoch(self:CheckpointCB, learn):
     "The end of the training batches is a position too: a kill while validating loses nothing"
     if self.on and learn.training:
-        if self.state: raise ValueError(f'{self.path} was saved after batch {self.at[1]} of epoch {learn.epoch}, but the loader has only {learn.iter+1}')
-        self.trained = True; self._save(learn, (learn.epoch, -1))
+        if self.state: raise ValueError(f'{self.path} is {_where(*self.at)}, but the loader has only '
+                                        f'{learn.iter+1} batches: it is not the same, {_anew}')
+        self.trained = True
+        self._save(learn, (learn.epoch, -1))
     self._stop()
+
+# %% ../nbs/09b_checkpoint.ipynb #9b00004e
+@patch
+def _end(self:CheckpointCB, learn, done, epoch):
+    "The last save of a run"
+    self.start, self.ended = _rng_state(self.gens), True
+    self._save(learn, (epoch, 0), done)
 
 @patch
 def after_fit(self:CheckpointCB, learn):
     "Mark the run as finished"
-    self.ended = True
-    if self.on and self.trained: self.start = _rng_state(self.gens); self._save(learn, (learn.n_epochs, 0), 'finished')
+    if self.on and self.trained: self._end(learn, 'finished', learn.n_epochs)
     self._stop()
 
 # %% ../nbs/09b_checkpoint.ipynb #9b00004b
@@ -274,20 +306,22 @@ def after_fit(self:CheckpointCB, learn):
 def _hear(self:CheckpointCB, num, frame):
     "A signal (Ctrl-C, or `kill`): the batch is finished first. The second time, stop at once"
     if self.heard: raise KeyboardInterrupt()
-    self.heard = num; print('stopping after this batch; once more stops at once', flush=True)
+    self.heard = num
+    print('stopping after this batch; once more stops at once', flush=True)
 
 @patch
 def _stop(self:CheckpointCB):
     "If a signal was heard, do what it would have done"
     if not self.on or not self.heard: return
-    num, was = self.heard, self.was[self.heard]; self._unlisten()
+    num, was = self.heard, self.was[self.heard]
+    self._unlisten()
     if was is signal.SIG_DFL: raise SystemExit(128+num)
     signal.raise_signal(num)
 
 @patch
 def _unlisten(self:CheckpointCB):
     "Give the signals back to whom they belonged"
-    for s,f in self.was.items(): signal.signal(s, f)
+    for s,f in self.was.items(): signal.signal(s, f or signal.SIG_DFL)
     self.was = {}
 
 # %% ../nbs/09b_checkpoint.ipynb #9b00004c
@@ -295,8 +329,9 @@ def _unlisten(self:CheckpointCB):
 def cleanup_fit(self:CheckpointCB, learn):
     "Give signals back; keep what a cancelled fit has; say where an interrupted one can go on"
     if not self.on: return
-    self._unlisten(); self.on = False; e = sys.exc_info()[1]
+    self._unlisten()
+    self.on, e = False, sys.exc_info()[1]
     if e is None or e is self.outer:
-        if self.trained and not self.ended: self.start = _rng_state(self.gens); self._save(learn, (learn.epoch+1, 0), 'cancelled')
+        if self.trained and not self.ended: self._end(learn, 'cancelled', learn.epoch+1)
     elif isinstance(e, (KeyboardInterrupt, SystemExit)) and self.last:
         print(f'interrupted; {self.path} is {_where(*self.last)}, and the same fit goes on from there', flush=True)

@@ -209,9 +209,9 @@ def levels(
     ts,    # the times at which the denoiser will be called, from noisy to clean
 ) -> list:
     "The `Level`s of these times, then the clean image; raises `ValueError` unless σ/α falls"
-    t = torch.as_tensor(list(ts) if not isinstance(ts, torch.Tensor) else ts)
-    if not len(t): raise ValueError('a grid needs at least one time, got none')
-    t = t.double() if t.is_floating_point() else t
+    ts = ts if isinstance(ts, torch.Tensor) else list(ts)
+    if not len(ts): raise ValueError('a grid needs at least one time, got none')
+    t = torch.as_tensor(ts, dtype=torch.float64 if torch.as_tensor(ts).is_floating_point() else None)
     α,σ = getattr(path, 'path', path)(t)
     ls = [Level(*o) for o in zip(t.tolist(), α.tolist(), σ.tolist())]
     if ls[-1].sigma > 0: ls.append(Level(0., 1., 0.))

@@ -4,8 +4,8 @@ import argparse, hashlib, json, os, random, signal, sys, tempfile, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent; sys.path.insert(0, str(ROOT))
-import torch
 import test_resume as T
+import torcheval.metrics, torchmetrics      # once, not in each process
 from miniai.checkpoint import CheckpointCB
 
 def child(f):
@@ -43,7 +43,7 @@ def trial(kind, i, want, secs, tmp, rng):
     return seen, 'same' if json.loads(out.read_text()) == want and not left else f'DIFFERENT {left}'
 
 def main(n=40, seed=0):
-    rng, tally = random.Random(seed), []; torch.set_num_threads(1)
+    rng, tally = random.Random(seed), []; T.torch.set_num_threads(1)
     T.EPOCHS = 6
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp); wants = {}
