@@ -5,10 +5,11 @@ few         2,000 images for 40 epochs: nothing, dropout, augmentation, both
 challenge5  all images for 5 epochs: no dropout, Dropout, Dropout2d, both
 challenge20 the two best of these for 20 epochs, images moved and mirrored
 challenge50 the best of these for 50 epochs, pieces of the images copied as well
+reference   the shipped fashion_classifier (10 epochs) and its sisters of 5 epochs again, bfloat16, first block at full size
 ship        rounds the best trained network and writes it to miniai/weights/fashion_classifier2
 
-Without a name: all, in the order of worth. Runs that have a record are left out, so the same command goes on after a kill.
-`--smoke` runs each for a few steps and records nothing. One thread, float32, channels last."""
+Without a name: all but reference, in the order of worth. Runs that have a record are left out, so the same command goes on after a kill.
+`--smoke` runs each for a few steps and records nothing. One thread, float32 unless told otherwise, channels last."""
 import argparse, statistics, time
 from collections import OrderedDict
 from functools import cache, partial
@@ -70,7 +71,10 @@ MOVED = on_images(lambda x: rand_flip(rand_crop(x)))
 COPIED = on_images(lambda x: rand_copy(rand_flip(rand_crop(x))))
 
 class ChannelsLastLearner(TrainLearner):
-    def predict(self): self.preds = self.model(self.batch[0].contiguous(memory_format=torch.channels_last))
+    half = False
+    def predict(self):
+        x = self.batch[0].contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half): self.preds = self.model(x).float()
 
 @cache
 def images(): return fashion_dls(256, say=fc.noop)
@@ -86,15 +90,16 @@ def score(model, loader, tta=False):
     preds,targs = learn.tta() if tta else learn.capture_preds()
     return (preds.argmax(1) == targs).double().mean().item()
 
-def train(make, epochs, seed, n_train=60_000, bs=256, n_valid=10_000, max_lr=5e-3, wd=0.05, tfm=None):
+def train(make, epochs, seed, n_train=60_000, bs=256, n_valid=10_000, max_lr=5e-3, wd=0.05, tfm=None, half=False):
     "`(model, loaders, what was measured)`"
     dls = first(n_train, bs, n_valid)
     set_seed(seed); model = make().to(memory_format=torch.channels_last)
     m = MetricsCB(accuracy=MulticlassAccuracy()); m.show = fc.noop
     cbs = [DeviceCB(), m, BatchSchedCB(partial(lr_scheduler.OneCycleLR, max_lr=max_lr, total_steps=epochs*len(dls.train)))]
     if tfm: cbs.append(BatchTransformCB(tfm, on_val=False))
-    c,t = time.process_time(), time.perf_counter()
-    ChannelsLastLearner(model, dls, F.cross_entropy, lr=max_lr, cbs=cbs, opt_func=partial(optim.AdamW, weight_decay=wd)).fit(epochs)
+    learn = ChannelsLastLearner(model, dls, F.cross_entropy, lr=max_lr, cbs=cbs, opt_func=partial(optim.AdamW, weight_decay=wd))
+    learn.half, c, t = half, time.process_time(), time.perf_counter()
+    learn.fit(epochs)
     took = dict(cpu_seconds=time.process_time()-c, seconds=time.perf_counter()-t)
     return model, dls, dict(took, n_train=n_train, bs=bs, max_lr=max_lr, weight_decay=wd, history=m.history)
 
@@ -105,7 +110,7 @@ def run(what, name, make, epochs, seed, smoke=False, keep=False, **kw):
     model,dls,rec = train(make, epochs, seed, **kw)
     test = first(256, 256, 100 if smoke else 10_000).valid
     rec |= dict(accuracy=score(model, test), accuracy_tta=score(model, test, tta=True), accuracy_train=score(model, TensorLoader(dls.train.x[:10_000], dls.train.y[:10_000], 500)),
-                n_test=len(test.x), precision='float32', command=f'python experiments/classifier.py {what}')
+                n_test=len(test.x), precision='bfloat16' if kw.get('half') else 'float32', command=f'python experiments/classifier.py {what}')
     print(time.strftime('%H:%M:%S'), what, name, f'{epochs} epochs, seed {seed}:', *(f'{k} {rec[k]:.4f}' for k in ('accuracy', 'accuracy_tta', 'accuracy_train')), f'{rec["cpu_seconds"]:.0f} CPU s', flush=True)
     if smoke: return
     if keep: save(model, KEEP/f'{what}_{name}_{seed}'.replace(' ', '_'), dtype=torch.float16)
@@ -142,6 +147,15 @@ def challenge50(seeds=(42,), **kw):
     for s in seeds:
         for nm in best('challenge20', 1): run('challenge50', nm, partial(small_resnet, **DROPS[nm]), 50, s, keep=True, tfm=COPIED, **kw)
 
+def reference(**kw):
+    "What is shipped as fashion_classifier: `again` in the records, since the first run has its own record"
+    def one(name, epochs, seed, drop={}, tfm=COPIED):
+        make = lambda: with_dropout(resnet_model(), **drop).apply(partial(init_weights, leaky=0.1))
+        run('reference', name, make, epochs, seed, keep=True, tfm=tfm, half=True, **kw)
+    one('again', 10, 42)
+    for s in (42, 43, 44):
+        one('5 epochs', 5, s); one('5 epochs, dropout', 5, s, dict(p=0.2, p2d=0.1)); one('5 epochs, no augmentation', 5, s, tfm=None)
+
 def ship(smoke=False):
     "The longest training there is, the kind of dropout with the best mean, the first seed: chosen before looking at single runs"
     what = next((w for w in ('challenge50', 'challenge20', 'challenge5') if read_records(RESULTS, what=w)), None)
@@ -157,7 +171,7 @@ def ship(smoke=False):
     path = save(model, WEIGHTS/'fashion_classifier2', dtype=torch.float16, **card, **{k: rec[k] for k in ('epochs', 'seed', 'n_train', 'n_test', 'cpu_seconds', 'device', 'versions', 'time', 'command')})
     print(f'{path.name}: {path.stat().st_size/1e6:.1f} MB, {card["accuracy"]:.4f}, by {what}, {name}, seed {rec["seed"]}')
 
-ALL = dict(depth=depth, few=few, challenge5=challenge5, challenge20=challenge20, challenge50=challenge50, ship=ship)
+ALL = dict(depth=depth, few=few, challenge5=challenge5, challenge20=challenge20, challenge50=challenge50, reference=reference, ship=ship)
 
 def in_order_of_worth(**kw):
     depth(seeds=(0,), **kw); few(seeds=(42,), **kw); challenge5(seeds=(42,), **kw); challenge20(seeds=(42,), n=1, **kw); ship(**kw)
