@@ -11,7 +11,8 @@ from functools import cached_property
 
 import torch
 
-from .diffusion import Denoiser, as_form, ddpm
+from .denoiser import Denoiser
+from .diffusion import as_form, ddpm
 from .karras import edm
 from .solvers import flow
 

@@ -19,9 +19,11 @@ from fastcore.script import CliError, call_parse
 from .accel import EMACB
 from .core import Table, at_scale, device_name, log_record, set_seed, weights_path, write_atomic
 from .datasets import DataLoaders, TensorLoader, fashion_dls, show_images, subplots, to_uint8, to_unit
-from .diffusion import FORMS, Denoiser
+from .denoiser import Denoiser
+from .diffusion import FORMS
 from .karras import edm
-from .learner import CheckpointCB, ProgressCB
+from .checkpoint import CheckpointCB
+from .learner import ProgressCB
 from .recipes import Card, diffusion_learner, load_denoiser, reference_eval, save_denoiser, score
 from .solvers import get_solver, sample
 from .tracking import image_grid

@@ -4,30 +4,39 @@
 
 # %% auto #0
 __all__ = ['def_device', 'SCALES', 'declare_torchvision_ops', 'best_device', 'map_tensors', 'to_device', 'to_cpu', 'set_seed',
-           'run_scale', 'at_scale', 'write_atomic', 'weights_path', 'save', 'load', 'versions', 'device_name',
-           'results_path', 'log_record', 'read_records', 'Table', 'how_run']
+           'run_scale', 'at_scale', 'unwrap', 'write_atomic', 'locked', 'weights_path', 'save', 'load', 'versions',
+           'device_name', 'results_path', 'log_record', 'read_records', 'Table', 'how_run']
 
 # %% ../nbs/00_core.ipynb #cf317875
-import fcntl, importlib.metadata, importlib.util, json, os, platform, random, sys, time
-from collections.abc import Mapping
+import importlib.metadata, importlib.util, json, math, os, platform, random, sys, time, warnings
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 import safetensors.torch as st
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+
+try: import fcntl
+except ImportError: fcntl = None      # Windows has `msvcrt` instead
 
 # %% ../nbs/00_core.ipynb #80efaf65
-def declare_torchvision_ops():
+def _loads(lib):
+    "Whether a compiled library fits the torch that is here"
+    try: torch.ops.load_library(lib)
+    except OSError: return False
+    return True
+
+def declare_torchvision_ops() -> bool:
     "Make `import torchvision` work where its compiled operators cannot load; returns whether that was needed"
     spec = importlib.util.find_spec('torchvision')
     if spec is None or 'torchvision' in sys.modules or hasattr(torch.ops.torchvision, 'nms'): return False
-    libs = list(Path(spec.origin).parent.glob('_C*.so')) + list(Path(spec.origin).parent.glob('_C*.pyd'))
-    for lib in libs:
-        try: torch.ops.load_library(lib); return False
-        except OSError: pass    # compiled for another torch: declare the two operators that the import asks for
-    declare_torchvision_ops.lib = lib = torch.library.Library('torchvision', 'DEF')  # kept: dropping it undoes the definitions
+    libs = [p for p in Path(spec.origin).parent.glob('_C*') if p.suffix in ('.so', '.pyd')]
+    if any(_loads(p) for p in libs): return False
+    lib = torch.library.Library('torchvision', 'DEF')
+    declare_torchvision_ops.lib = lib            # kept: dropping it undoes the definitions
     lib.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
     lib.define('qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
     return True
@@ -35,7 +44,7 @@ def declare_torchvision_ops():
 declare_torchvision_ops()
 
 # %% ../nbs/00_core.ipynb #74a6cc11
-def best_device():
+def best_device() -> str:
     "The fastest kind of device here: 'cuda', 'mps' or 'cpu'"
     if torch.cuda.is_available(): return 'cuda'
     return 'mps' if torch.backends.mps.is_available() else 'cpu'
@@ -44,8 +53,8 @@ def_device = best_device()
 
 # %% ../nbs/00_core.ipynb #ff6e8f7b
 def map_tensors(
-    f,  # called with each tensor
-    x,  # a tensor, or lists, tuples and dicts of them to any depth; anything else is left as it is
+    f:Callable,  # called with each tensor
+    x,           # a tensor, or lists, tuples and dicts of them to any depth; anything else is left as it is
 ):
     "`x` with `f` applied to every tensor in it, its containers rebuilt as they were"
     if isinstance(x, torch.Tensor): return f(x)
@@ -54,13 +63,15 @@ def map_tensors(
     if isinstance(x, (list, tuple)): return type(x)(map_tensors(f, o) for o in x)
     return x
 
+# %% ../nbs/00_core.ipynb #00c0a001
 def to_device(
-    x,                  # tensors in any nesting
-    device=def_device,  # where to
+    x,                      # tensors in any nesting
+    device:str=def_device,  # where to
 ):
     "`x` with all its tensors on `device`; from pinned memory the copy does not wait"
     return map_tensors(lambda o: o.to(device, non_blocking=True), x)
 
+# %% ../nbs/00_core.ipynb #00c0a002
 def to_cpu(
     x,  # tensors in any nesting
 ):
@@ -72,23 +83,29 @@ def to_cpu(
 
 # %% ../nbs/00_core.ipynb #afe436eb
 def set_seed(
-    seed,                 # any int ≥ 0
-    deterministic=False,  # ask torch for deterministic algorithms too: slower, and an error where it has none
-):
+    seed:int,                   # any integer ≥ 0
+    deterministic:bool=False,   # ask torch for deterministic algorithms too: slower, and an error where it has none
+) -> None:
     "Seed Python's, NumPy's and torch's generators (all devices)"
-    random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
     torch.use_deterministic_algorithms(deterministic)
-    if deterministic: os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8'); torch.backends.cudnn.benchmark = False
+    if deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        torch.backends.cudnn.benchmark = False
 
 # %% ../nbs/00_core.ipynb #78b3c11c
 SCALES = 'smoke', 'cpu', 'gpu'
 
-def run_scale():
+def run_scale() -> str:
     "The scale of this run: `MINIAI_SCALE` if set, else 'gpu' where there is CUDA, else 'cpu'"
     s = os.environ.get('MINIAI_SCALE') or ('gpu' if torch.cuda.is_available() else 'cpu')
-    if s not in SCALES: raise ValueError(f"MINIAI_SCALE is {s!r}; it must be one of {', '.join(SCALES)}, or unset to let the machine decide")
-    return s
+    if s in SCALES: return s
+    raise ValueError(f"MINIAI_SCALE is {s!r}; it must be one of {', '.join(SCALES)}, "
+                     'or unset to let the machine decide')
 
+# %% ../nbs/00_core.ipynb #00c0a003
 def at_scale(
     smoke,  # what a test run uses: seconds
     cpu,    # what two CPU cores can do in minutes
@@ -97,132 +114,280 @@ def at_scale(
     "Whichever of the three belongs to this run's scale"
     return dict(smoke=smoke, cpu=cpu, gpu=gpu)[run_scale()]
 
+# %% ../nbs/00_core.ipynb #00c0a0b1
+def unwrap(
+    model:nn.Module,  # any module
+) -> nn.Module:
+    "The module itself, out of the wrappers of `torch.compile` and of several devices"
+    if hasattr(model, '_orig_mod'): return unwrap(model._orig_mod)
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)): return unwrap(model.module)
+    return model
+
 # %% ../nbs/00_core.ipynb #a8961ada
+def _alive(pid):
+    "Whether a process of this machine is running"
+    if os.name != 'posix': return True            # elsewhere the question would end it
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return False
+    except PermissionError: pass
+    return True
+
+def _clean(path, start):
+    "Delete temporary files of `path` whose processes, on this machine, are gone"
+    for p in path.parent.iterdir():
+        pid = p.name.removeprefix(start)
+        if p.name.startswith(start) and pid.isdigit() and not _alive(int(pid)): p.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #00c0a004
+def _sync(path):
+    "Wait until a file, or the list of files in a folder, is on the disk"
+    if path.is_dir() and os.name != 'posix': return
+    fd = os.open(path, os.O_RDONLY if os.name == 'posix' else os.O_RDWR)
+    try: os.fsync(fd)
+    finally: os.close(fd)
+
+def _fill(tmp, path, write):
+    "Write the temporary file, with the mode that `path` has or a new file would have"
+    tmp.touch()
+    mode = (path if path.exists() else tmp).stat().st_mode
+    write(tmp)
+    tmp.chmod(mode)
+    _sync(tmp)
+
 def write_atomic(
-    path,   # the file to write
-    write,  # called with a temporary path in the same folder; must create that file
-):
-    "Create `path` in one step: it is complete or it is not there"
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}')
+    path:Path,       # the file to write
+    write:Callable,  # called with a temporary path in the same folder; must create that file
+) -> Path:
+    "Create `path` in one step: after a kill or a power cut it is the old file or the new one, whole"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    start = f'.{path.name}.{platform.node()}.'
+    _clean(path, start)
+    tmp = path.with_name(f'{start}{os.getpid()}')
     try:
-        write(tmp); os.replace(tmp, path)
+        _fill(tmp, path, write)
+        os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
+    _sync(path.parent)
     return path
 
-def weights_path(
-    path,  # 'x', 'x.safetensors' or its card 'x.json'; other dots in the name are part of it
+# %% ../nbs/00_core.ipynb #00c0a005
+def _lock(f, wait):
+    "Lock an open file, where the system can; False: another process has it"
+    if fcntl is None: return True
+    try: fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError: return False
+    except OSError: pass                          # a file system without locks
+    return True
+
+# %% ../nbs/00_core.ipynb #00c0a006
+def _take(lock):
+    "The open lock file, and whether it is ours"
+    while True:
+        f = lock.open('a+')
+        f.seek(0)
+        if not _lock(f, wait=False): return f, False
+        with suppress(FileNotFoundError):
+            if os.path.samestat(lock.stat(), os.fstat(f.fileno())): return f, True
+        f.close()                                 # its last owner has just deleted it: open it again
+
+_busy = 'another run (process {}) is writing {}: let it end, or give another path'
+
+@contextmanager
+def locked(
+    path:Path,  # what this run is about to write
 ):
+    "Keep `path` for this run; `ValueError` if another run has it. A lock ends with its process, killed or not"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    f,ours = _take(path.with_name(f'.{path.name}.lock'))
+    with f:
+        if not ours: raise ValueError(_busy.format(f.read(), path))
+        f.truncate()
+        print(os.getpid(), end='', file=f, flush=True)
+        try: yield
+        finally:
+            with suppress(OSError): Path(f.name).unlink()
+
+# %% ../nbs/00_core.ipynb #00c0a007
+def weights_path(
+    path:Path,  # 'x', 'x.safetensors' or its card 'x.json'; other dots in the name are part of it
+) -> Path:
     "`path` with the suffix of weights"
     p = Path(path)
-    return p.with_suffix('.safetensors') if p.suffix in ('.safetensors', '.json') else p.with_name(f'{p.name}.safetensors')
+    if p.suffix in ('.safetensors', '.json'): return p.with_suffix('.safetensors')
+    return p.with_name(f'{p.name}.safetensors')
+
+# %% ../nbs/00_core.ipynb #00c0a008
+def _finite(o):
+    "`o` with null in place of each number that JSON has not (NaN, ∞)"
+    if isinstance(o, float) and not math.isfinite(o): return None
+    if isinstance(o, dict): return {k: _finite(v) for k,v in o.items()}
+    return [_finite(v) for v in o] if isinstance(o, (list, tuple)) else o
+
+def _write_tensors(sd, path, meta):
+    "A safetensors file, in one step"
+    return write_atomic(path, lambda p: p.write_bytes(st.save(sd, meta)))
 
 def save(
     model,         # a module, or a dict of tensors
-    path,          # 'x' or 'x.safetensors'; the card goes to 'x.json'
+    path:Path,     # 'x' or 'x.safetensors'; the card goes to 'x.json'
     /,             # (so that a card may have entries of these names)
     dtype=None,    # store floating-point weights in this type, e.g. torch.float16
     **config,      # whatever a reader of the card should know; must be JSON
-):
-    "Write weights and their card; returns the path of the weights"
-    path = weights_path(path); card = json.dumps(config, indent=1, ensure_ascii=False)
-    sd = model.state_dict() if isinstance(model, nn.Module) else model
-    sd = {k: (v.to(dtype) if dtype and v.is_floating_point() else v).detach().cpu().contiguous().clone() for k,v in sd.items()}
-    write_atomic(path, lambda p: st.save_file(sd, p))
+) -> Path:
+    "Write weights and their card (also kept inside the weights' file); returns the path of the weights"
+    path = weights_path(path)
+    card = json.dumps(_finite(config), indent=1, ensure_ascii=False, allow_nan=False)
+    sd = unwrap(model).state_dict() if isinstance(model, nn.Module) else model
+    sd = {k.replace('_orig_mod.', ''): v.detach().cpu() for k,v in sd.items()}
+    sd = {k: (v.to(dtype) if dtype and v.is_floating_point() else v).contiguous().clone() for k,v in sd.items()}
+    _write_tensors(sd, path, {'card': card})
     write_atomic(path.with_suffix('.json'), lambda p: p.write_text(card + '\n', encoding='utf-8'))
     return path
 
 # %% ../nbs/00_core.ipynb #d202d699
 def _mismatch(sd, want):
     "One sentence on how the weights `sd` differ from the state `want`, or ''"
-    few = lambda ks: ', '.join(sorted(ks)[:3]) + (f' and {len(ks)-3} more' if len(ks)>3 else '')
-    shapes = [f'{k} {tuple(sd[k].shape)} for {tuple(want[k].shape)}' for k in sd.keys() & want.keys() if sd[k].shape != want[k].shape]
+    def few(ks): return ', '.join(sorted(ks)[:3]) + (f' and {len(ks)-3} more' if len(ks)>3 else '')
+    shapes = [f'{k} {tuple(sd[k].shape)} for {tuple(want[k].shape)}'
+              for k in sd.keys() & want.keys() if sd[k].shape != want[k].shape]
     parts = {'missing': want.keys()-sd.keys(), 'not in the model': sd.keys()-want.keys(), 'of another shape': shapes}
     return '; '.join(f'{nm}: {few(ks)}' for nm,ks in parts.items() if ks)
 
-def load(
-    path,              # what `save` returned, with or without its suffix
-    model=None,        # put the weights into this module; None: return them as a dict
-    device='cpu',      # where a returned dict's tensors go
-):
-    "`(model or dict of tensors, card)`; raises `FileNotFoundError`, or `ValueError` for a file that is not safetensors or fits another model"
-    path = weights_path(path)
+# %% ../nbs/00_core.ipynb #00c0a009
+def _card(path, inside):
+    "The card of the weights at `path`: the one that was saved with them, inside their file, if there is one"
+    beside = path.with_suffix('.json')
+    try: out = json.loads(beside.read_text(encoding='utf-8')) if beside.exists() else None
+    except ValueError as e: raise ValueError(f'{beside} is not JSON ({e}): correct it, or delete it') from None
+    if inside is None: return out or {}
+    inside = json.loads(inside)
+    if out not in (None, inside):
+        warnings.warn(f'{beside.name} is not the card that {path.name} was saved with, which is used instead '
+                      '(the save was cut short, or the card edited: to change a card, save again)', stacklevel=3)
+    return inside
+
+# %% ../nbs/00_core.ipynb #00c0a00a
+def _read_weights(path, device):
+    "`(tensors, card)` of a safetensors file"
     if not path.exists(): raise FileNotFoundError(f'{path} does not exist; `save(model, path)` would make it')
-    try: sd = st.load_file(path, device=str(device))
-    except SafetensorError as e: raise ValueError(f'{path} is not a complete safetensors file ({e}). Nothing is unpickled here: convert it with `save(state_dict, path)`') from None
-    card = path.with_suffix('.json')
-    config = json.loads(card.read_text(encoding='utf-8')) if card.exists() else {}
+    try:
+        with safe_open(path, 'pt', device=str(device)) as f:
+            return {k: f.get_tensor(k) for k in f.keys()}, _card(path, (f.metadata() or {}).get('card'))
+    except SafetensorError as e:
+        raise ValueError(f'{path} is not a complete safetensors file ({e}). Nothing is unpickled here: '
+                         'convert it with `save(state_dict, path)`') from None
+
+# %% ../nbs/00_core.ipynb #00c0a00b
+def load(
+    path:Path,         # what `save` returned, with or without its suffix
+    model=None,        # put the weights into this module; None: return them as a dict
+    device:str='cpu',  # where a returned dict's tensors go
+) -> tuple:
+    "`(model or dict of tensors, card)`; `FileNotFoundError`, or `ValueError` for another model's or a broken file"
+    path = weights_path(path)
+    sd,config = _read_weights(path, device)
     if model is None: return sd, config
-    if (m := _mismatch(sd, model.state_dict())): raise ValueError(f'{path.name} holds weights of another architecture than {type(model).__name__}: {m}')
-    model.load_state_dict(sd)
+    inner = unwrap(model)
+    names = {k.replace('_orig_mod.', ''): k for k in inner.state_dict()}
+    if (m := _mismatch(sd, {k: inner.state_dict()[nm] for k,nm in names.items()})):
+        raise ValueError(f'{path.name} holds weights of another architecture than {type(inner).__name__}: {m}')
+    inner.load_state_dict({names[k]: v for k,v in sd.items()})
     return model, config
 
 # %% ../nbs/00_core.ipynb #01d9cfd6
-def versions():
+def versions() -> dict:
     "The versions that can change a result"
     return {'python': platform.python_version()} | {m: importlib.metadata.version(m) for m in ('torch', 'numpy')}
 
+# %% ../nbs/00_core.ipynb #00c0a00c
 def device_name(
-    device=def_device,  # as torch names it
-):
+    device:str=def_device,  # as torch names it
+) -> str:
     "What the device is, in words: the GPU's name, or the number of threads torch uses on the CPU"
     if str(device).startswith('cuda'): return torch.cuda.get_device_name(device)
     return f'{device}, {torch.get_num_threads()} threads'
 
+# %% ../nbs/00_core.ipynb #00c0a00d
 def results_path(
-    name,  # e.g. 'ddpm'
-):
+    name:str,  # e.g. 'ddpm'
+) -> Path:
     "`results/<name>.jsonl` of this checkout, wherever in it we stand; outside a checkout, of the current folder"
     here = Path.cwd()
     root = next((p for p in (here, *here.parents) if (p/'settings.ini').exists()), here)
     return root/'results'/f'{name}.jsonl'
 
+# %% ../nbs/00_core.ipynb #00c0a00e
+def _append(f, line):
+    "Add a line to a file that is open to read and append, after whatever half a line the last run left"
+    if f.seek(0, 2):
+        f.seek(-1, 2)
+        if f.read(1) != b'\n': line = '\n' + line
+    f.write(line.encode('utf-8'))
+
 def log_record(
-    path,      # a `.jsonl` file, made if it is not there
-    **fields,  # what was run and measured: config, n, seed, seconds, metrics…; must be JSON
-):
+    path:Path,  # a `.jsonl` file, made if it is not there
+    **fields,   # what was run and measured: config, n, seed, seconds, metrics…; must be JSON
+) -> dict:
     "Append one record with the time, scale, device and versions added; returns it"
-    rec = dict(time=time.strftime('%Y-%m-%d %H:%M:%S'), scale=run_scale(), device=device_name(), versions=versions()) | fields
+    rec = dict(time=time.strftime('%Y-%m-%d %H:%M:%S'), scale=run_scale(), device=device_name(), versions=versions())
+    rec |= fields
     line = json.dumps(rec, ensure_ascii=False, allow_nan=False) + '\n'
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('a', encoding='utf-8') as f:
-        fcntl.flock(f, fcntl.LOCK_EX); f.write(line)   # two runs may write to one file
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('a+b') as f:
+        _lock(f, wait=True)            # two runs may write to one file
+        _append(f, line)
     return rec
 
+# %% ../nbs/00_core.ipynb #00c0a00f
+def _record(line):
+    "A line as a dict; None if it is no record"
+    try: rec = json.loads(line.decode('utf-8'))
+    except (ValueError, RecursionError): return None
+    return rec if isinstance(rec, dict) else None
+
 def read_records(
-    path,     # a `.jsonl` file
-    **where,  # keep records whose fields equal these
-):
-    "The records of a file, oldest first; [] where there is none"
+    path:Path,  # a `.jsonl` file
+    **where,    # keep records whose fields equal these
+) -> list:
+    "The records of a file, oldest first; [] where there is none. A line that is no record is left out, and named"
     path = Path(path)
-    recs = [json.loads(l) for l in path.read_text(encoding='utf-8').splitlines()] if path.exists() else []
-    return [r for r in recs if all(r.get(k) == v for k,v in where.items())]
+    if not path.exists(): return []
+    lines = [(i,l) for i,l in enumerate(path.read_bytes().split(b'\n'), 1) if l.strip()]
+    recs = [(i, _record(l)) for i,l in lines]
+    if (bad := [str(i) for i,r in recs if r is None]):
+        warnings.warn(f'{path}: no record in line {", ".join(bad)}; left out', stacklevel=2)
+    return [r for _,r in recs if r is not None and all(r.get(k) == v for k,v in where.items())]
 
 # %% ../nbs/00_core.ipynb #d5d215fa
 class Table:
     "Rows shown as a Markdown table: rich in a notebook, aligned text in a terminal"
     def __init__(self,
-        rows,       # a list of dicts (records will do)
-        cols=None,  # which keys, in which order; a dict renames them; None: those of the first row
-        fmt='.3g',  # how floats are shown
+        rows:list,      # dicts (records will do)
+        cols=None,      # which keys, in which order; a dict renames them; None: those of the first row
+        fmt:str='.3g',  # how floats are shown
     ):
         cols = cols or list(rows[0] if rows else [])
         self.cols = cols if isinstance(cols, dict) else {c: c for c in cols}
-        show = lambda v: format(v, fmt) if isinstance(v, float) else '' if v is None else str(v)
+        def show(v): return format(v, fmt) if isinstance(v, float) else '' if v is None else str(v)
         self.rows = [[show(r.get(c)) for c in self.cols] for r in rows]
+
     def __str__(self):
         cells = [list(self.cols.values()), *self.rows]
         w = [max(len(r[i]) for r in cells) for i in range(len(self.cols))]
         lines = ['| ' + ' | '.join(c.ljust(n) for c,n in zip(r, w)) + ' |' for r in cells]
         lines.insert(1, '|' + '|'.join('-'*(n+2) for n in w) + '|')
         return '\n'.join(lines)
+
     __repr__ = __str__
     def _repr_markdown_(self): return str(self)
 
 # %% ../nbs/00_core.ipynb #6d106cbc
 _started = time.time()
 
-def how_run():
+def how_run() -> str:
     "One line: scale, device, versions, and minutes since miniai was imported"
     v = ', '.join(f'{k} {v}' for k,v in versions().items())
     return f'scale {run_scale()} · {device_name()} · {v} · {(time.time()-_started)/60:.1f} min'

@@ -21,7 +21,8 @@ from .accel import MixedPrecision
 from .core import def_device, device_name, save, versions
 from .datasets import fashion_dls
 from .ddim import subsequence
-from .diffusion import Denoiser, NoiseCB, as_form, ddpm, levels
+from .denoiser import Denoiser
+from .diffusion import NoiseCB, as_form, ddpm, levels
 from .fid import Extractor, ImageEval
 from .learner import DeviceCB, Learner, MetricsCB, TrainCB
 from .resnet import cut_classifier, fashion_classifier

@@ -6,6 +6,8 @@
 __all__ = ['plain', 'BaseSchedCB', 'BatchSchedCB', 'EpochSchedCB', 'HasLearnCB', 'RecorderCB']
 
 # %% ../nbs/12_accel_sgd.ipynb #3f79b6d3
+from collections.abc import Callable
+
 import matplotlib.pyplot as plt
 import torch
 
@@ -15,31 +17,44 @@ from .learner import Callback, LRFinderCB
 def plain(
     o,  # the state of a scheduler
 ):
-    "`o` without what a checkpoint cannot hold (functions, objects): numbers, strings and tensors in lists, tuples and dicts"
-    ok = lambda v: v is None or isinstance(v, (bool, int, float, str, torch.Tensor, list, tuple, dict))
+    "`o` without what a checkpoint cannot hold (functions, objects), in lists, tuples and dicts to any depth"
+    def ok(v): return v is None or isinstance(v, (bool, int, float, str, torch.Tensor, list, tuple, dict))
     if isinstance(o, dict): return {k: plain(v) for k,v in o.items() if ok(v)}
     if isinstance(o, (list, tuple)): return [plain(v) for v in o if ok(v)]
     return o
 
 # %% ../nbs/12_accel_sgd.ipynb #08a50f1c
+_lengths = ('total_steps', 'T_max', 'T_0', 'T_mult', 'eta_min', 'step_size', 'gamma', 'milestones',
+            'total_iters', 'power')
+
 class BaseSchedCB(Callback):
-    "Makes a scheduler for the optimiser of each fit; its state goes into checkpoints. Stays out of a search for the learning rate"
+    "Makes a scheduler for the optimiser of each fit; takes no part in a search for the learning rate"
     def __init__(self,
-        sched,  # called with the optimiser; returns a scheduler
+        sched:Callable,  # called with the optimiser; returns a scheduler
     ): self.sched, self.schedo = sched, None
     def before_fit(self, learn):
-        if learn.opt is None: raise ValueError(f'{type(self).__name__} needs an optimiser to schedule: give the learner an `opt_func`')
+        if learn.opt is None:
+            raise ValueError(f'{type(self).__name__} needs an optimiser to schedule: give the learner an `opt_func`')
         searching = any(isinstance(cb, LRFinderCB) for cb in learn.cbs)
         self.schedo = None if searching else self.sched(learn.opt)
     def _step(self, learn):
         if learn.training and self.schedo is not None: self.schedo.step()
+    def settings(self):
+        s = self.state_dict()      # a schedule is made for its length: a run that goes on must have the same
+        return {k: s[k] for k in _lengths if k in s}
     def state_dict(self): return {} if self.schedo is None else plain(self.schedo.state_dict())
     def load_state_dict(self, state): self.schedo.load_state_dict(state)
 
+# %% ../nbs/12_accel_sgd.ipynb #12a00001
 class BatchSchedCB(BaseSchedCB):
-    "Steps the scheduler after each training batch"
-    def after_batch(self, learn): self._step(learn)
+    "Steps the scheduler at the end of each training batch in which the optimiser has stepped"
+    due = False
+    def after_step(self, learn): self.due = True
+    def after_batch(self, learn):
+        if self.due: self._step(learn)
+        self.due = False
 
+# %% ../nbs/12_accel_sgd.ipynb #12a00002
 class EpochSchedCB(BaseSchedCB):
     "Steps the scheduler after each training epoch"
     def after_epoch(self, learn): self._step(learn)
@@ -51,23 +66,29 @@ class HasLearnCB(Callback):
     def before_fit(self, learn): self.learn = learn
     def cleanup_fit(self, learn): self.learn = None
 
+# %% ../nbs/12_accel_sgd.ipynb #12a00003
 class RecorderCB(HasLearnCB):
-    "Records functions of itself at each training step, e.g. `RecorderCB(lr=lambda cb: cb.pg['lr'])`; they are in `recs`"
+    "Records functions of itself at each training step, in `recs`: `RecorderCB(lr=lambda cb: cb.pg['lr'])`"
     def __init__(self,
         **d,  # name → function of this callback, which has `learn` and `pg`, the optimiser's first parameter group
     ): self.d, self.recs = d, {}
     @property
     def pg(self): return self.learn.opt.param_groups[0]
     def before_fit(self, learn):
-        super().before_fit(learn); self.recs = {k: [] for k in self.d}
+        super().before_fit(learn)
+        self.recs = {k: [] for k in self.d}
     def after_step(self, learn):
-        for k,f in self.d.items(): self.recs[k].append(v.detach().clone() if isinstance(v := f(self), torch.Tensor) else v)
+        for k,f in self.d.items():
+            v = f(self)
+            self.recs[k].append(v.detach().clone() if isinstance(v, torch.Tensor) else v)
     def plot(self,
         **kwargs,  # for `plt.subplots`
-    ):
-        "Draw each record against the training batches"
+    ) -> None:
+        "Draw each record against the training steps"
         if not any(self.recs.values()): raise ValueError('nothing recorded yet: give this RecorderCB to a fit first')
-        n = len(self.recs); fig,axs = plt.subplots(1, n, **dict(figsize=(4.5*n, 3), squeeze=False) | kwargs)
+        n = len(self.recs)
+        fig,axs = plt.subplots(1, n, **dict(figsize=(4.5*n, 3), squeeze=False) | kwargs)
         for ax,(k,v) in zip(axs.flat, self.recs.items()):
-            ax.plot([o.cpu() if isinstance(o, torch.Tensor) else o for o in v]); ax.set(title=k, xlabel='training batch', ylabel=k)
+            ax.plot([o.cpu() if isinstance(o, torch.Tensor) else o for o in v])
+            ax.set(title=k, xlabel='training step', ylabel=k)
         fig.tight_layout()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SOLVERS', 'flow_pred', 'flow', 'logsnr_grid', 'exp_weights', 'carry', 'step_dpmpp_3m', 'step_unipc', 'get_solver',
-           'sample', 'invert']
+           'sample', 'invert', 'cosine']
 
 # %% ../nbs/24_one_loop.ipynb #c8c1ada4
 import math
@@ -16,9 +16,12 @@ import torch
 
 from .core import def_device
 from .ddim import step_ddim
-from .diffusion import Form, as_denoiser, for_images, image_noise, levels as make_levels
-from .diffusion import prediction, ratio, sample_loop, step_ddpm
+from .denoiser import as_denoiser, for_images, image_noise
+from .diffusion import Form, levels as make_levels, prediction, ratio, sample_loop, step_ddpm
 from .karras import sigmas_karras, step_churn, step_dpmpp_2m, step_heun, step_lms, ve
+from .schedules import cosine
+
+_all_ = ['cosine']       # who can sample by name knows every form by name
 
 # %% ../nbs/24_one_loop.ipynb #026c8c72
 @prediction
