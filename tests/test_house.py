@@ -16,7 +16,7 @@ TABLE = {
     '11_initializing': ('init', 'core conv activations learner'),
     '12_accel_sgd': ('sgd', 'learner'),
     '13_resnet': ('resnet', 'core conv init learner'),
-    '14_augment': ('augment', 'core datasets learner activations'),
+    '14_augment': ('augment', 'core datasets learner resnet'),
     '15_DDPM': ('diffusion', 'core datasets learner'),
     '15b_denoiser': ('denoiser', 'core diffusion'),
     '17_DDPM_v2': ('accel', 'core learner'),
@@ -35,7 +35,7 @@ TABLE = {
     '30a_recipes': ('recipes', 'any'),
     '30_cli': ('cli', 'any')}
 MAY = {mod: may.split() for mod,may in TABLE.values()}
-NO_MODULE = {'index', '19_DDPM_v3', '22_noise-pred'}
+NO_MODULE = {'index', '14b_classifier', '19_DDPM_v3', '22_noise-pred'}
 HEAVY = {'datasets', 'diffusers', 'wandb', 'trackio', 'torcheval', 'torchmetrics', 'accelerate', 'scipy', 'tensorboard', 'apprise'}   # imported where they are used
 LINES = {'learner': 355, 'fid': 385}   # modules, in lines of code, where not 250
 
