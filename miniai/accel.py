@@ -39,6 +39,7 @@ class MixedPrecision(TrainCB):
     def after_backward(self, learn):
         if self.scaler.is_enabled(): self.scaler.unscale_(learn.opt)
     def step(self, learn): self.scaler.step(learn.opt); self.scaler.update()
+    def settings(self): return {'dtype': str(self.dtype)}
     def state_dict(self): return self.scaler.state_dict()
     def load_state_dict(self, state): self.scaler.load_state_dict(state)
 
@@ -49,6 +50,7 @@ class ClipGradCB(Callback):
     def __init__(self,
         max_norm=1.,  # gradients of a larger Euclidean norm are scaled down to it
     ): self.max_norm = max_norm
+    def settings(self): return {'max_norm': self.max_norm}
     def before_fit(self, learn): self.norms = []
     def after_backward(self, learn): self.norms.append(nn.utils.clip_grad_norm_(learn.model.parameters(), self.max_norm).detach())
 
@@ -84,6 +86,7 @@ class EMACB(Callback):
         self._swap_in(model)
         try: yield model
         finally: self._swap_out(model)
+    def settings(self): return {'decay': self.decay}
     def state_dict(self): return dict(n=self.n, ema=self.ema)
     def load_state_dict(self, state):
         self.n = state['n']

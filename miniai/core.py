@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['def_device', 'SCALES', 'declare_torchvision_ops', 'best_device', 'map_tensors', 'to_device', 'to_cpu', 'set_seed',
-           'run_scale', 'at_scale', 'write_atomic', 'weights_path', 'save', 'load', 'versions', 'device_name',
+           'run_scale', 'at_scale', 'unwrap', 'write_atomic', 'weights_path', 'save', 'load', 'versions', 'device_name',
            'results_path', 'log_record', 'read_records', 'Table', 'how_run']
 
 # %% ../nbs/00_core.ipynb #cf317875
@@ -96,6 +96,15 @@ def at_scale(
 ):
     "Whichever of the three belongs to this run's scale"
     return dict(smoke=smoke, cpu=cpu, gpu=gpu)[run_scale()]
+
+# %% ../nbs/00_core.ipynb #00c0a0b1
+def unwrap(
+    model,  # a module
+):
+    "The module itself, out of the wrappers of `torch.compile` and of several devices"
+    if hasattr(model, '_orig_mod'): return unwrap(model._orig_mod)
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)): return unwrap(model.module)
+    return model
 
 # %% ../nbs/00_core.ipynb #a8961ada
 def write_atomic(

@@ -10,12 +10,14 @@ __all__ = ['FASHION_CLASSES', 'HUB_ID', 'DEBIAN', 'EMBEDDED', 'CIFAR_HUB', 'CIFA
 
 # %% ../nbs/05_datasets.ipynb #51e97b14
 import gzip, hashlib, io, math, os, pickletools, re, struct, tarfile, urllib.request
+from functools import lru_cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from torch.utils.data import DataLoader, default_collate
 
 from .core import def_device
@@ -348,17 +350,48 @@ def show_image(
     return ax
 
 # %% ../nbs/05_datasets.ipynb #5ac4aa97
+@lru_cache(4096)
+def _points(text):
+    "About how wide a line of text is at 10 points; formulas by their letters"
+    font = get_font(findfont(FontProperties())); font.set_size(10, 72)
+    font.set_text(re.sub(r'\\[a-zA-Z]+', 'x', text).translate(dict.fromkeys(map(ord, '${}^_'))), 0)
+    return font.get_width_height()[0]/64
+
+def _wide(text, size): return _points(text)*size/720 if text else 0     # inches
+
+def _wrap(text, inches, size):
+    "`(lines no wider than that, size)`: broken at spaces, and smaller (down to 6 points) where one word is wider"
+    words = lambda line: [line] if '$' in line else line.split(' ')
+    widest = max(_wide(word, size) for line in text.split('\n') for word in words(line))
+    size = max(6, size*min(1, inches/max(widest, 1e-9))); lines = []
+    for line in text.split('\n'):
+        lines.append('')
+        for word in words(line):
+            longer = f'{lines[-1]} {word}'.strip()
+            if lines[-1] and _wide(longer, size) > inches: lines.append(word)
+            else: lines[-1] = longer
+    return '\n'.join(lines), size
+
+def _suptitle(fig, text, size, grow=True):
+    "Set the title of a figure, wrapped to its width; `grow`: make room for it"
+    w,h = fig.get_size_inches()
+    if grow: w = max(w, min(4, _wide(text, size)+0.2))
+    text,size = _wrap(text, w-0.1, size)
+    if grow: fig.set_size_inches(w, h + 0.08 + 1.25*size/72*(1+text.count('\n')))
+    fig.suptitle(text, size=size)
+
 def subplots(
     nrows=1,        # of the grid
     ncols=1,        # of the grid
     figsize=None,   # inches; None: from `imsize`
     imsize=3,       # inches for each subplot
-    suptitle=None,  # above them all
+    suptitle=None,  # above them all; wrapped to the width of the figure
+    size=13,        # of that title, points
     **kwargs,       # for `plt.subplots`
 ):
-    "`plt.subplots` whose size follows from the number of plots; returns figure and axes"
-    fig,ax = plt.subplots(nrows, ncols, figsize=figsize or (ncols*imsize, nrows*imsize + (0.4 if suptitle else 0)), **kwargs)
-    if suptitle is not None: fig.suptitle(suptitle)
+    "`plt.subplots` whose size follows from the number of plots, in a constrained layout; returns figure and axes"
+    fig,ax = plt.subplots(nrows, ncols, figsize=figsize or (ncols*imsize, nrows*imsize), **{'layout': 'constrained'} | kwargs)
+    if suptitle is not None: _suptitle(fig, str(suptitle), size, grow=figsize is None)
     return fig,ax
 
 def get_grid(
@@ -366,7 +399,7 @@ def get_grid(
     nrows=None,     # None: about square
     ncols=None,     # None: about square
     title=None,     # above the grid
-    size=14,        # of the title, points
+    size=13,        # of the title, points
     **kwargs,       # for `subplots`, e.g. `imsize`
 ):
     "Figure, and an array of axes of which `n` are shown"
@@ -375,28 +408,38 @@ def get_grid(
     else:
         nrows = max(1, math.floor(math.sqrt(n))); ncols = math.ceil(n/nrows)
     if nrows*ncols < n: raise ValueError(f'{n} images do not fit in {nrows} × {ncols}')
-    fig,axs = subplots(nrows, ncols, squeeze=False, suptitle=title, **kwargs)
+    fig,axs = subplots(nrows, ncols, squeeze=False, suptitle=title, size=size, **kwargs)
     for ax in axs.flat[n:]: ax.set_axis_off()
-    if title is not None: fig.suptitle(title, size=size)
     return fig,axs
 
 # %% ../nbs/05_datasets.ipynb #d91b2725
+def _titles(axs, titles, inches):
+    "Set a title above each image, wrapped to its width; returns the inches that they need in all rows together"
+    fit = [_wrap('' if t is None else str(t), inches, 10) for t in titles]; size = min(s for _,s in fit)
+    texts = [_wrap('' if t is None else str(t), inches, size)[0] for t in titles]; ncols = axs.shape[1]
+    for ax,t in zip(axs.flat, texts): ax.set_title(t, size=size, pad=3)
+    lines = [max((1+t.count('\n') for t in texts[i:i+ncols] if t), default=0) for i in range(0, len(texts), ncols)]
+    return sum(1.25*size/72*n + 0.05 for n in lines if n)
+
 def show_images(
     ims,               # a batch N×C×H×W, or a list of images
     nrows=None,        # None: about square
     ncols=None,        # None: about square
-    titles=None,       # one for each image
-    imsize=1.5,        # inches for each
+    titles=None,       # one for each image; wrapped to its width
+    imsize=1.5,        # inches across each, at least 0.75
     suptitle=None,     # above them all
     vrange=None,       # as for `show_image`; None is decided once for all, so that they compare
     return_fig=False,  # return the figure
     **kwargs,          # for `show_image`
 ):
     "Show images in a grid, all with one grey scale unless `vrange` is 'auto'; returns the figure when asked"
-    ims = list(ims); n = len(ims)
+    ims = list(ims); n = len(ims); imsize = max(imsize, 0.75)
     if n == 0: raise ValueError('no images to show')
-    fig,axs = get_grid(n, nrows, ncols, title=suptitle, imsize=imsize)
+    fig,axs = get_grid(n, nrows, ncols, imsize=imsize)
     if vrange is None and any(isinstance(o, torch.Tensor) and o.is_floating_point() and o.min() < 0 for o in ims): vrange = (-1,1)
-    for im,ax,t in zip(ims, axs.flat, titles if titles is not None else [None]*n): show_image(im, ax=ax, title=t, vrange=vrange, **kwargs)
-    fig.tight_layout()
+    for im,ax in zip(ims, axs.flat): show_image(im, ax=ax, vrange=vrange, **kwargs)
+    tall = max(h/w for ax in axs.flat[:n] for h,w in [ax.images[0].get_array().shape[:2]])
+    above = 0 if titles is None else _titles(axs, list(titles)[:n], imsize-0.1)
+    fig.set_size_inches(imsize*axs.shape[1], imsize*tall*axs.shape[0] + above)
+    if suptitle is not None: _suptitle(fig, str(suptitle), 13)
     if return_fig: return fig

@@ -5,24 +5,21 @@
 # %% auto #0
 __all__ = ['VERBS', 'CancelFitException', 'CancelEpochException', 'CancelBatchException', 'Callback', 'run_cbs', 'with_cbs',
            'Learner', 'FiniteLossCB', 'compute_loss', 'TrainCB', 'TrainLearner', 'MomentumLearner', 'DeviceCB',
-           'SingleBatchCB', 'n_items', 'Mean', 'MetricsCB', 'ProgressCB', 'LRFinderCB', 'lr_find', 'CheckpointCB']
+           'SingleBatchCB', 'n_items', 'Mean', 'MetricsCB', 'ProgressCB', 'LRFinderCB', 'lr_find']
 
 # %% ../nbs/09_learner.ipynb #a1e3d861
-import copy, json, math, random, sys, time
+import copy, math, sys, time
 from contextlib import contextmanager
 from functools import partial, wraps
 from operator import attrgetter
 
 import fastcore.all as fc
 import matplotlib.pyplot as plt
-import numpy as np
-import safetensors.torch as st
 import torch
 from fastcore.basics import patch
 from torch import optim
-from safetensors import safe_open
 
-from .core import def_device, to_device, weights_path, write_atomic
+from .core import def_device, to_device
 
 # %% ../nbs/09_learner.ipynb #b9c5eb26
 class CancelFitException(Exception): "Raise it in a callback to end the fit; `cleanup_fit` still runs"
@@ -280,6 +277,25 @@ class Mean:
         self.total = self.total + (val.double() if val.device.type != 'mps' else val)*weight; self.weight += weight
     def compute(self): return float(self.total/self.weight) if self.weight else math.nan
 
+# %% ../nbs/09_learner.ipynb #09a5u350
+def _numbers(name, v):
+    "What a metric computed, as numbers by name: one for each metric of a collection, each class, each column"
+    if isinstance(v, dict): return {k: o for nm,w in v.items() for k,o in _numbers(nm, w).items()}
+    if isinstance(v, torch.Tensor) and v.numel() > 1: return {f'{name}_{i}': o for i,o in enumerate(v.flatten().tolist())}
+    return {name: float(v)}
+
+def _sums(m):
+    "What a metric has added up so far, as a checkpoint can hold it"
+    if hasattr(m, 'compute_groups'): m.values()           # a MetricCollection: bring all its metrics up to date
+    if hasattr(m, 'persistent'): m.persistent(True)       # torchmetrics leaves its sums out otherwise
+    return m.state_dict() if hasattr(m, 'state_dict') else dict(vars(m))
+
+def _set_sums(m, state):
+    "Put a metric back to where `_sums` saw it"
+    if hasattr(m, 'load_state_dict'): m.load_state_dict(state)
+    else: vars(m).update(state)
+    for o in m.modules() if hasattr(m, 'modules') else (): o._update_count = 1    # torchmetrics: it has seen something
+
 # %% ../nbs/09_learner.ipynb #398278d9
 class MetricsCB(Callback):
     "Averages the loss and any metrics over each epoch, and hands them to `_log` as a dict; keeps them all in `history`"
@@ -300,11 +316,15 @@ class MetricsCB(Callback):
         for m in self.metrics.values(): m.update(learn.preds.detach(), (learn.targs or learn.batch[1:])[0])   # `targs`: set by who makes the loss
         self.loss.update(learn.loss, weight=n_items(learn.batch))
     def after_epoch(self, learn):
-        d = {k: float(m.compute()) for k,m in self.all_metrics.items()}
+        d = {k: v for nm,m in self.all_metrics.items() for k,v in _numbers(nm, m.compute()).items()}
         d |= dict(epoch=learn.epoch, train='train' if learn.training else 'eval')
         self.history.append(d); self._log(d)
-    def state_dict(self): return {'history': self.history}
-    def load_state_dict(self, state): self.history = state['history']
+    def settings(self): return {'metrics': list(self.all_metrics)}
+    def state_dict(self):
+        return dict(history=list(self.history), sums={k: _sums(m) for k,m in self.all_metrics.items()})
+    def load_state_dict(self, state):
+        self.history = state['history']
+        for k,s in state['sums'].items(): _set_sums(self.all_metrics[k], s)
     def _log(self, d):
         "What is done with an epoch's numbers: shown. Override it to send them elsewhere, and call `super()._log(d)` to show them too"
         self.show({k: f'{v:.4g}' if isinstance(v, float) else v for k,v in d.items()})
@@ -373,7 +393,7 @@ class LRFinderCB(Callback):
         plot=True,   # plot at the end
     ): self.gamma, self.max_mult, self.plot = gamma, max_mult, plot
     def before_fit(self, learn):
-        self.weights = copy.deepcopy(learn.model.state_dict())
+        self.weights, self.fresh = copy.deepcopy(learn.model.state_dict()), not hasattr(learn, 'epoch')
         self.sched = optim.lr_scheduler.ExponentialLR(learn.opt, self.gamma); self.lrs, self.losses, self.min = [], [], math.inf
     def after_loss(self, learn):
         if not learn.training: return
@@ -384,6 +404,7 @@ class LRFinderCB(Callback):
     def cleanup_fit(self, learn):
         if not hasattr(self, 'weights'): return
         learn.model.load_state_dict(self.weights); learn.opt.zero_grad()
+        if self.fresh: learn.__dict__.pop('epoch', None)    # as if it had never been trained
         if not self.plot: return
         _,ax = plt.subplots(figsize=(5,3)); ax.plot(self.lrs, self.losses); ax.set_xscale('log')
         ax.set(title='Learning rate finder', xlabel='learning rate', ylabel='loss')
@@ -399,78 +420,3 @@ def lr_find(
     learn.fit(max_epochs, valid=False, cbs=LRFinderCB(gamma, max_mult), lr=start_lr)
 
 Learner.lr_find = lr_find
-
-# %% ../nbs/09_learner.ipynb #93c98570
-def _pack(o, tensors):
-    "`o` as JSON, its tensors put into `tensors` and referred to by name"
-    if isinstance(o, torch.Tensor):
-        k = f't{len(tensors)}'; tensors[k] = o.detach().cpu().contiguous().clone()
-        return {'tensor': k}
-    if isinstance(o, dict): return {'dict': [[k, _pack(v, tensors)] for k,v in o.items()]}
-    if isinstance(o, (list, tuple)): return {type(o).__name__: [_pack(v, tensors) for v in o]}
-    if o is None or isinstance(o, (bool, int, float, str)): return o
-    raise TypeError(f'a checkpoint holds tensors, numbers, strings, lists and dicts, not {type(o).__name__}')
-
-def _unpack(o, tensors):
-    "The inverse of `_pack`"
-    if not isinstance(o, dict): return o
-    (kind,v), = o.items()
-    if kind == 'tensor': return tensors[v]
-    if kind == 'dict': return {k: _unpack(x, tensors) for k,x in v}
-    return (tuple if kind == 'tuple' else list)(_unpack(x, tensors) for x in v)
-
-def _parts(learn):
-    "All of a learner that has a state, by name; a second callback of a class gets a number"
-    cbs = [(type(cb).__name__, cb) for cb in learn.cbs if hasattr(cb, 'state_dict')]
-    return dict(model=learn.model, opt=learn.opt) | {f"{nm}{[o for o,_ in cbs[:i]].count(nm) or ''}": cb for i,(nm,cb) in enumerate(cbs)}
-
-def _rng_state():
-    "The states of Python's, NumPy's and torch's generators"
-    kind,keys,*rest = np.random.get_state()
-    return dict(python=random.getstate(), numpy=(kind, torch.tensor(keys.astype(np.int64)), *rest), cpu=torch.get_rng_state(),
-                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
-
-def _set_rng_state(s):
-    "Put the generators into a state that `_rng_state` returned"
-    kind,keys,*rest = s['numpy']
-    random.setstate(s['python']); np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest)); torch.set_rng_state(s['cpu'])
-    if s['cuda']: torch.cuda.set_rng_state_all(s['cuda'])
-
-# %% ../nbs/09_learner.ipynb #8914fe23
-class CheckpointCB(Callback):
-    "Saves all that a fit needs to go on exactly where it was; a fit that finds the file goes on from it. Give it to `fit`, not to the learner"
-    order = 90
-    def __init__(self,
-        path,        # of the file, `.safetensors`
-        every=None,  # save after so many batches too; None: at the end of each epoch only
-    ): self.path, self.every = weights_path(path), every
-    def _save(self, learn, epoch, batch):
-        "Write the checkpoint, unless a weight is not finite: then the last good one stays, and `FloatingPointError` is raised"
-        if not all(p.isfinite().all() for p in learn.model.parameters()): raise FloatingPointError(f'weights are no longer finite in epoch {learn.epoch}; the last good checkpoint is {self.path}')
-        state = dict(epoch=epoch, batch=batch, start=self.start, now=_rng_state(), parts={k: o.state_dict() for k,o in _parts(learn).items()})
-        tensors = {}; meta = {'state': json.dumps(_pack(state, tensors))}
-        write_atomic(self.path, lambda p: st.save_file(tensors, p, metadata=meta))
-    def before_fit(self, learn):
-        self.at, self.rng, self.start = (0,0), None, _rng_state()
-        if not self.path.exists(): return
-        with safe_open(self.path, 'pt') as f: state = _unpack(json.loads(f.metadata()['state']), {k: f.get_tensor(k) for k in f.keys()})
-        for k,o in _parts(learn).items(): o.load_state_dict(state['parts'][k])
-        self.at, self.start, self.rng = (state['epoch'], state['batch']), state['start'], state['now']
-    def before_epoch(self, learn):
-        if learn.epoch < self.at[0]: raise CancelEpochException()
-        if not learn.training: return
-        if self.rng:
-            _set_rng_state(self.start)
-            if self.at[1] == 0: self.rng = None       # nothing to skip: go on from here
-        else:
-            self.start = _rng_state()
-            if learn.epoch: self._save(learn, learn.epoch, 0)
-    def before_batch(self, learn):
-        if not learn.training or not self.rng: return
-        if learn.iter < self.at[1]: raise CancelBatchException()
-        _set_rng_state(self.rng); self.rng = None
-    def after_epoch(self, learn):
-        if learn.training and self.rng: _set_rng_state(self.rng); self.rng = None      # all its batches were skipped
-    def after_batch(self, learn):
-        if learn.training and self.every and (learn.iter+1) % self.every == 0: self._save(learn, learn.epoch, learn.iter+1)
-    def after_fit(self, learn): self.start = _rng_state(); self._save(learn, learn.n_epochs, 0)

@@ -22,6 +22,8 @@ def plain(
     return o
 
 # %% ../nbs/12_accel_sgd.ipynb #08a50f1c
+_lengths = 'total_steps', 'T_max', 'T_0', 'T_mult', 'eta_min', 'step_size', 'gamma', 'milestones', 'total_iters', 'power'
+
 class BaseSchedCB(Callback):
     "Makes a scheduler for the optimiser of each fit; its state goes into checkpoints. Stays out of a search for the learning rate"
     def __init__(self,
@@ -33,6 +35,10 @@ class BaseSchedCB(Callback):
         self.schedo = None if searching else self.sched(learn.opt)
     def _step(self, learn):
         if learn.training and self.schedo is not None: self.schedo.step()
+    def settings(self):
+        "What a run that goes on must have in common: a schedule is made for its length"
+        s = {} if self.schedo is None else plain(self.schedo.state_dict())
+        return {k: s[k] for k in _lengths if k in s}
     def state_dict(self): return {} if self.schedo is None else plain(self.schedo.state_dict())
     def load_state_dict(self, state): self.schedo.load_state_dict(state)
 

@@ -2,21 +2,27 @@
 import importlib, importlib.metadata, math, sys, types
 import pytest
 import torch
-from miniai.karras import KarrasCB, denoiser_from_eps, sample, sample_dpmpp_2m, sample_euler, sample_euler_ancestral, sample_heun, sample_lms, sigmas_karras
+from api import Level
+from miniai.karras import (KarrasCB, denoiser_from_eps, draw_sigmas, karras_steps, sample, sample_dpmpp_2m, sample_euler, sample_euler_ancestral,
+                           sample_heun, sample_lms, scalings, sigmas_karras)
 from miniai.learner import DeviceCB, TrainCB
 from miniai.schedules import grid, sample_grid
+from oracles import Gaussian, f64, gen, order
 
 SIZE = (3,1,4,4)
 STEPS = 5, 10, 18, 40
+
+def states(step, f, n, size=SIZE, **kw):
+    "`(σ, x)` after each step of a sampler of notebook 23, f being `(x, σ) → x̂0`; float64, noise by seed 7"
+    torch.manual_seed(7)
+    return [(s.sigma, s.x) for s in karras_steps(step, f, size, n, device='cpu', dtype=torch.float64, **kw)]
 
 def exact(x, sigma, m=.6, s=.3):
     "x̂0 for pixels that are -m or m, give or take s: the exact denoiser of a mixture of two Gaussians. σ is a number, or one for each image"
     v = torch.as_tensor(sigma).reshape(-1, *[1]*(x.ndim-1))**2 + s**2
     return (s**2*x + (v-s**2)*m*(m*x/v).tanh())/v
 
-def ours(step, n, f=exact, **kw):
-    torch.manual_seed(7)
-    return sample(step, f, SIZE, n, device='cpu', dtype=torch.float64, **kw)
+def ours(step, n, f=exact, **kw): return states(step, f, n, **kw)[-1][1]
 
 @pytest.fixture(scope='module')
 def k():
@@ -56,14 +62,14 @@ def test_another_setting_is_seen(k, a, b):
     "The comparison can fail: with another η, churn or order than theirs the images differ by far more than the tolerance"
     assert (ours(a, 10, **b) - theirs(getattr(k, a.__name__), 10)).abs().max() > 1e-3
 
-def algorithm_2(D, N, S_churn, S_tmin=0., S_tmax=math.inf, S_noise=1., evaluate_at='t_hat'):
+def algorithm_2(D, N, S_churn, S_tmin=0., S_tmax=math.inf, S_noise=1., evaluate_at='t_hat', size=SIZE):
     "Karras et al. (2022), Algorithm 2, line by line; their t is σ"
     torch.manual_seed(7); t = sigmas_karras(N)
-    x = t[0]*torch.randn(SIZE, dtype=torch.float64)
+    x = t[0]*torch.randn(size, dtype=torch.float64)
     for i in range(N):
         γ = min(S_churn/N, 2**.5-1) if S_tmin <= t[i] <= S_tmax else 0.
         t_hat = t[i] + γ*t[i]
-        ε = S_noise*torch.randn(SIZE, dtype=torch.float64) if γ else 0.
+        ε = S_noise*torch.randn(size, dtype=torch.float64) if γ else 0.
         x_hat = x + (t_hat**2-t[i]**2).sqrt()*ε
         told = t_hat if evaluate_at == 't_hat' else t[i]
         d = (x_hat - D(x_hat, told))/told
@@ -90,6 +96,48 @@ def test_the_denoiser_is_asked_at_sigma_hat(n):
     asked = []; ours(sample_heun, n, f=lambda x, s: asked.append(float(s)) or exact(x, s), s_churn=10.)
     σs = sigmas_karras(n); γ = min(10/n, 2**.5-1)
     assert asked[::2] == pytest.approx((σs[:-1]*(1+γ)).tolist()) and asked[1::2] == pytest.approx(σs[1:-1].tolist())
+
+# --- σ: drawn, spaced, scaled
+
+def test_noise_levels_are_log_normal():
+    σs = draw_sigmas(100_000, generator=gen())
+    assert abs(σs.log().mean()+1.2) < .02 and abs(σs.log().std()-1.2) < .02 and (σs > 0).all()
+    assert torch.equal(draw_sigmas(5, generator=gen()), draw_sigmas(5, generator=gen()))
+    for kw,says in ((dict(n=0), 'got n=0'), (dict(n=3, P_std=-1.), 'P_std=-1.0')): sentence(ValueError, says, draw_sigmas, **kw)
+
+def test_the_grid():
+    "Even in σ^(1/ρ), from the largest to the smallest, then 0"
+    for n in (1, 2, 5, 40):
+        s = sigmas_karras(n); assert len(s) == n+1 and s[-1] == 0 and s[0] == pytest.approx(80.) and (s.diff() < 0).all() and s.dtype == torch.float64
+    s = sigmas_karras(10); r = s[:-1]**(1/7); assert s[-2] == pytest.approx(.01)
+    torch.testing.assert_close(r.diff(), (r[1]-r[0]).expand(9), rtol=0, atol=1e-9)
+    torch.testing.assert_close(sigmas_karras(5, 1., 5., 1.), torch.tensor([5., 4, 3, 2, 1, 0], dtype=torch.float64))
+
+@pytest.mark.parametrize('s', [.05, .5, 1.5, 10.])
+def test_c_skip_makes_the_errors_smallest(s, sd=.7):
+    "Of all mixtures of input and output, c_skip's amplifies the network's errors least: (Karras et al. 2022, Appendix B.6)"
+    c = torch.linspace(0, 1, 100_001, dtype=torch.float64); c_out = ((1-c)**2*sd**2 + c**2*s**2).sqrt(); i = c_out.argmin()
+    assert scalings(s, sd)[:2] == pytest.approx((c[i].item(), c_out[i].item()), abs=1e-5)
+
+# --- a Gaussian, whose way is known
+
+def gaussian(x, s, den=Gaussian(0., .5)): return den(x, Level(None, 1., float(s)))[0]
+
+@pytest.mark.parametrize('step,p', [(sample_euler, 1), (sample_heun, 2), (sample_dpmpp_2m, 2), (sample_lms, 4)], ids=['euler', 'heun', '2m', 'lms'])
+def test_orders_on_a_gaussian(step, p):
+    "At the last level above 0, where a point is by its standard deviation"
+    ns = [80, 160, 320]; errors = []
+    for n in ns:
+        torch.manual_seed(7); z = torch.randn(SIZE, **f64)
+        σ,x = states(step, gaussian, n)[-2]
+        errors.append((x/(80*z*((σ**2+.25)/(80**2+.25))**.5) - 1).abs().mean().item())
+    assert abs(order(errors, [n-1 for n in ns]) - p) < .25, errors
+
+def test_what_the_denoiser_is_told_matters():
+    "Algorithm 2 with the mistake makes images too wide by more than 2%, as it stands it does not"
+    size = (100,1,20,20)
+    right = states(sample_heun, gaussian, 100, size, s_churn=40.)[-1][1]; wrong = algorithm_2(gaussian, 100, 40., evaluate_at='t', size=size)
+    assert abs(right.std()/.5-1) < .015 and wrong.std() > 1.02*right.std()
 
 # --- the callback
 

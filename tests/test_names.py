@@ -8,7 +8,8 @@ NAMES = {
                    fashion_mnist fashion_arrays fashion_dls to_unit to_uint8 read_idx check_md5 find_data cifar10_arrays''',
     'conv': 'conv def_device to_device collate_device',
     'learner': '''Learner TrainLearner MomentumLearner Callback CancelFitException CancelBatchException CancelEpochException
-                  with_cbs run_cbs SingleBatchCB MetricsCB DeviceCB TrainCB ProgressCB LRFinderCB lr_find CheckpointCB''',
+                  with_cbs run_cbs SingleBatchCB MetricsCB DeviceCB TrainCB ProgressCB LRFinderCB lr_find''',
+    'checkpoint': 'CheckpointCB',
     'activations': 'Hook Hooks HooksCallback ActivationStats',
     'init': 'GeneralRelu init_weights lsuv_init BatchTransformCB get_model conv',
     'sgd': 'BaseSchedCB BatchSchedCB EpochSchedCB HasLearnCB RecorderCB',

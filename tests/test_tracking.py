@@ -8,7 +8,8 @@ from torch import nn
 from miniai import tracking as T
 from miniai.core import load, read_records, set_seed
 from miniai.datasets import DataLoaders
-from miniai.learner import Callback, CheckpointCB, MetricsCB, TrainLearner
+from miniai.checkpoint import CheckpointCB
+from miniai.learner import Callback, MetricsCB, TrainLearner
 from common import run_python
 
 OFFLINE = dict(WANDB_MODE='offline', WANDB_ERROR_REPORTING='false', HF_HUB_OFFLINE='1', HF_HUB_DISABLE_TELEMETRY='1')
