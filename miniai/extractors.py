@@ -43,7 +43,7 @@ class _Function(nn.Module):
 class Extractor(nn.Module):
     "A network from images to features, N×C×H×W → N×d, that declares and checks what it is given"
     def __init__(self,
-        model,           # images → N×d (further dimensions are flattened): a network or any function
+        model,           # a network or any function: images → N×d (more dimensions are flattened)
         channels=1,      # of the images: a number, or a tuple of those it takes
         size=28,         # height and width: a number, a pair, or None for any
         vrange=(-1,1),   # values of black and white
@@ -66,7 +66,7 @@ class Extractor(nn.Module):
     def check(self,
         x,  # images
     ):
-        "`ValueError` unless `x` has the declared channels, size and range; says once what is clamped"
+        "`ValueError` unless `x` has the declared channels, size, range; says once what is clamped"
         want = '×'.join(map(str, ('N', ' or '.join(map(str, self.channels)), *(self.size or 'HW'))))
         wrong_size = self.size and tuple(x.shape[2:]) != tuple(self.size)
         if x.ndim != 4 or not len(x) or x.shape[1] not in self.channels or wrong_size:
@@ -125,8 +125,8 @@ def _fill(net, sd, name):
     odd = [k for k in have.keys() ^ sd.keys() if not k.endswith('num_batches_tracked')]
     odd += [k for k in have.keys() & sd.keys() if have[k].shape != sd[k].shape]
     if odd:
-        raise ValueError(f'{name} holds weights of another network: {len(odd)} tensors are missing, '
-                         f'unknown or of another shape, e.g. {sorted(odd)[0]}')
+        raise ValueError(f'{name} holds weights of another network: {len(odd)} tensors are '
+                         f'missing, unknown or of another shape, e.g. {sorted(odd)[0]}')
     net.load_state_dict(sd, strict=False)
 
 # %% ../nbs/18d_extractors.ipynb #5327433d
@@ -176,7 +176,7 @@ def extractor_from(
     weights=None,  # file of the weights; torchvision's and timm's networks need one
     **kwargs,      # for `named_extractor` or `inception_extractor`
 ) -> Extractor:
-    "An `Extractor` by name; what takes no argument is called, anything else maps images to features"
+    "An `Extractor` by name; what takes no argument is called, all else maps images to features"
     lib,_,arch = spec.partition(':')
     if spec == 'inception': return inception_extractor(weights, **kwargs)
     if lib in ('torchvision', 'timm') and arch:

@@ -120,8 +120,8 @@ def bootstrap_fid(
 ) -> tuple:
     "`(low, high)` about the FID: bootstrap samples, moved to it since repetition raises each FID"
     if not 0 < level < 1 or n_boot < 2:
-        raise ValueError('an interval needs a level between 0 and 1 and 2 or more bootstrap samples; '
-                         f'got level={level} and n_boot={n_boot}')
+        raise ValueError('an interval needs a level between 0 and 1 and 2 or more bootstrap '
+                         f'samples; got level={level} and n_boot={n_boot}')
     feats,g = check_feats(feats), torch.Generator().manual_seed(seed)
     n,d2 = len(feats), frechet(feats, ref)
     draws = [frechet(feats[torch.randint(n, (n,), generator=g)], ref) for _ in range(n_boot)]
