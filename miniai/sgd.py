@@ -17,8 +17,9 @@ from .learner import Callback, LRFinderCB
 def plain(
     o,  # the state of a scheduler
 ):
-    "`o` without what a checkpoint cannot hold (functions, objects), in lists, tuples and dicts to any depth"
-    def ok(v): return v is None or isinstance(v, (bool, int, float, str, torch.Tensor, list, tuple, dict))
+    "`o` without what a checkpoint cannot hold (functions, objects), at any depth"
+    kinds = bool, int, float, str, torch.Tensor, list, tuple, dict
+    def ok(v): return v is None or isinstance(v, kinds)
     if isinstance(o, dict): return {k: plain(v) for k,v in o.items() if ok(v)}
     if isinstance(o, (list, tuple)): return [plain(v) for v in o if ok(v)]
     return o
@@ -28,19 +29,20 @@ _lengths = ('total_steps', 'T_max', 'T_0', 'T_mult', 'eta_min', 'step_size', 'ga
             'total_iters', 'power')
 
 class BaseSchedCB(Callback):
-    "Makes a scheduler for the optimiser of each fit; takes no part in a search for the learning rate"
+    "Makes a scheduler for the optimiser of each fit; idle in a search for the learning rate"
     def __init__(self,
         sched:Callable,  # called with the optimiser; returns a scheduler
     ): self.sched, self.schedo = sched, None
     def before_fit(self, learn):
         if learn.opt is None:
-            raise ValueError(f'{type(self).__name__} needs an optimiser to schedule: give the learner an `opt_func`')
+            raise ValueError(f'{type(self).__name__} needs an optimiser to schedule: '
+                             'give the learner an `opt_func`')
         searching = any(isinstance(cb, LRFinderCB) for cb in learn.cbs)
         self.schedo = None if searching else self.sched(learn.opt)
     def _step(self, learn):
         if learn.training and self.schedo is not None: self.schedo.step()
     def settings(self):
-        s = self.state_dict()      # a schedule is made for its length: a run that goes on must have the same
+        s = self.state_dict()      # made for one length: a run that goes on must have the same
         return {k: s[k] for k in _lengths if k in s}
     def state_dict(self): return {} if self.schedo is None else plain(self.schedo.state_dict())
     def load_state_dict(self, state): self.schedo.load_state_dict(state)
@@ -68,9 +70,9 @@ class HasLearnCB(Callback):
 
 # %% ../nbs/12_accel_sgd.ipynb #12a00003
 class RecorderCB(HasLearnCB):
-    "Records functions of itself at each training step, in `recs`: `RecorderCB(lr=lambda cb: cb.pg['lr'])`"
+    "Records functions of itself at each step, in `recs`: `RecorderCB(lr=lambda cb: cb.pg['lr'])`"
     def __init__(self,
-        **d,  # name → function of this callback, which has `learn` and `pg`, the optimiser's first parameter group
+        **d,  # name → function of this callback, which has `learn` and `pg`, a parameter group
     ): self.d, self.recs = d, {}
     @property
     def pg(self): return self.learn.opt.param_groups[0]
@@ -85,7 +87,8 @@ class RecorderCB(HasLearnCB):
         **kwargs,  # for `plt.subplots`
     ) -> None:
         "Draw each record against the training steps"
-        if not any(self.recs.values()): raise ValueError('nothing recorded yet: give this RecorderCB to a fit first')
+        if not any(self.recs.values()):
+            raise ValueError('nothing recorded yet: give this RecorderCB to a fit first')
         n = len(self.recs)
         fig,axs = plt.subplots(1, n, **dict(figsize=(4.5*n, 3), squeeze=False) | kwargs)
         for ax,(k,v) in zip(axs.flat, self.recs.items()):
