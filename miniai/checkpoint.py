@@ -92,7 +92,8 @@ def _set_rng_state(s, gens):
     np.random.set_state(s['numpy'])
     torch.set_rng_state(s['cpu'])
     if s['cuda']: torch.cuda.set_rng_state_all(s['cuda'])
-    for k,g in gens.items(): _set_rng(g, s['own'][k])
+    for k,g in gens.items():
+        if k in s['own']: _set_rng(g, s['own'][k])
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000022
 def _named(cbs):
@@ -225,7 +226,7 @@ def _arrive(self:CheckpointCB, learn):
     "The position of the checkpoint is reached: from here on all is as it was"
     self._restore(learn)
     _set_rng_state(self.state['now'], self.gens)
-    self.state = None
+    self.state, self.trained = None, True
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000048
 @patch

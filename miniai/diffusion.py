@@ -170,6 +170,7 @@ class NoiseCB(Callback):
     ):
         self.form,self.drop,self.vrange = as_form(form),drop,vrange
         if drop is not None and not 0 <= drop <= 1: raise ValueError(f'`drop` is a probability, got {drop}')
+    def settings(self): return {'form': self.form.card(), 'drop': self.drop}     # a resumed run must have the same
     def before_fit(self, learn):
         self.looked = False
         learn.model.form = self.form                         # `Denoiser` will want to know it

@@ -40,7 +40,7 @@ def trial(kind, i, want, secs, tmp, rng):
         seen.append('writing' if list(path.parent.glob('.*')) else 'training')
     if not out.exists() and (code := wait(child(lambda: train(kind, path, out)))): return seen, f'exit code {code}'
     left = [p.name for p in path.parent.glob('.*')]
-    return seen, 'same' if json.loads(out.read_text()) == want and not left else f'DIFFERENT {left}'
+    return seen, 'DIFFERENT' if json.loads(out.read_text()) != want else f'same, but {left} is left' if left else 'same'
 
 def main(n=40, seed=0):
     rng, tally = random.Random(seed), []; T.torch.set_num_threads(1)

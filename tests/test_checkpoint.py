@@ -79,6 +79,14 @@ def test_a_finished_file_undoes_nothing(tmp_path, capsys):
     fresh = learner(); set_seed(7); fresh.lr_find(); fresh.fit(2, cbs=ck())     # a new learner is given the weights; a search for the rate is no training
     assert torch.equal(bits(fresh), done)
 
+def test_killed_in_the_last_validation(tmp_path, capsys):
+    class Stop(Callback):
+        def after_batch(self, learn):
+            if learn.epoch == 1 and not learn.training: raise RuntimeError
+    with pytest.raises(RuntimeError): learner().fit(2, cbs=[CheckpointCB(tmp_path/'c'), Stop()])
+    learner().fit(2, cbs=CheckpointCB(tmp_path/'c')); capsys.readouterr()
+    learner().fit(2, cbs=CheckpointCB(tmp_path/'c')); assert 'nothing left to do' in capsys.readouterr().out
+
 def test_remove_is_exact(tmp_path):
     for nm in ('a1', 'a12', 'ab', 'a[1]'): learner().fit(1, cbs=CheckpointCB(tmp_path/nm))
     for nm in ('a?', 'a[1]'): CheckpointCB(tmp_path/nm).remove()

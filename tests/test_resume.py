@@ -8,10 +8,11 @@ from torch import nn, optim
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 from common import run_python
-from miniai.accel import EMACB, MixedPrecision
+from miniai.accel import AccumulateCB, EMACB, MixedPrecision
 from miniai.checkpoint import CheckpointCB
 from miniai.core import set_seed
 from miniai.datasets import DataLoaders, TensorLoader
+from miniai import diffusion, karras, schedules, solvers     # each registers its form
 from miniai.init import BatchTransformCB
 from miniai.learner import Callback, DeviceCB, Learner, MetricsCB, MomentumLearner, TrainCB, TrainLearner
 from miniai.sgd import BatchSchedCB
@@ -28,7 +29,7 @@ def classifier(): return nn.Sequential(nn.Flatten(), nn.Linear(16,8), nn.ReLU(),
 class Net(nn.Module):
     "A network of noised images and their level"
     def __init__(self): super().__init__(); self.l = nn.Linear(17, 16)
-    def forward(self, x, t): return self.l(torch.cat([x.flatten(1), t[:,None]], 1)).view_as(x)
+    def forward(self, x, t, y=None): return self.l(torch.cat([x.flatten(1), t[:,None].float()/1000], 1)).view_as(x)
 
 class NoiseCB(Callback):
     "Noise in `before_batch`, from torch's generator or one of its own; in validation too"
@@ -58,6 +59,10 @@ def accs():
 def learner(kind):
     "A learner whose training draws random numbers wherever one can"
     set_seed(3); cbs = [DeviceCB('cpu'), MetricsCB(**(accs() if 'metrics' in kind else {}))]
+    if kind.startswith('form'):
+        drop = 0.5 if 'labels' in kind else None; n = 2 if drop is None else 3
+        cbs += [diffusion.NoiseCB(kind.split()[1], drop), MixedPrecision(n, device='cpu') if 'bf16' in kind else TrainCB(n), AccumulateCB(2), EMACB(0.9), EMACB(0.5)]
+        return Learner(Net(), dls(kind), F.mse_loss, lr=1e-2, cbs=cbs, opt_func=optim.Adam)
     if 'noise' in kind:
         cbs += [NoiseCB(torch.Generator().manual_seed(9) if 'own' in kind else None), MixedPrecision(2, device='cpu') if 'bf16' in kind else TrainCB(2)]
         if 'ema' in kind: cbs += [EMACB(0.9), BatchSchedCB(lambda opt: lr_scheduler.OneCycleLR(opt, 1e-2, total_steps=EPOCHS*N_BATCHES))]
@@ -86,7 +91,8 @@ def everything(learn):
 
 def same(a, b): return torch.equal(a[0], b[0]) and a[1:] == b[1:]
 
-KINDS = ['classifier metrics', 'classifier transform', 'momentum', 'classifier torch', 'classifier torch own', 'classifier collate', 'noise', 'noise own', 'noise torch', 'noise ema', 'noise ema bf16 own']
+KINDS = ['classifier metrics', 'classifier transform', 'momentum', 'classifier torch', 'classifier torch own', 'classifier collate', 'noise', 'noise own', 'noise torch', 'noise ema', 'noise ema bf16 own',
+         'form ddpm', 'form cosine bf16', 'form edm labels', 'form flow torch own']
 KILLS = [(1, 3, True), (1, 1, True), (0, N_BATCHES-1, True), (1, 2, False), (2, -1, True), (1, -1, False), (2, N_BATCHES-1, False)]
 
 @pytest.mark.parametrize('kind', KINDS)
