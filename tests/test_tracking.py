@@ -490,7 +490,7 @@ def test_scores_and_checkpoints(tmp_path):
     assert [d['n'] for d in learn.metrics.history if d['train'] == 'eval'] == [4., 4.]
 
 def test_bad_scores():
-    with pytest.raises(ValueError, match='ScoreCB needs a score'): W.ScoreCB(sampler)
+    with pytest.raises(ValueError, match='ScoreCB needs a function of images'): W.ScoreCB(sampler)
     with pytest.raises(ValueError, match='`every` counts epochs, from 1, got 0'): W.ScoreCB(sampler, every=0, n=len)
     with pytest.raises(ValueError, match='ScoreCB gives its scores to a MetricsCB'): learner(W.ScoreCB(sampler, n=len)).fit(1)
 
