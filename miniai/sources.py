@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import (ImageFiles, as_images, brought, image_files, lazy_files, memory, named_files, pick,
+from .files import (ImageFiles, as_images, brought, image_files, lazy_files, memory, pick,
                           read_npz, room_for, stack_files)
 from .images import as_text, few
 
