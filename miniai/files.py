@@ -262,7 +262,7 @@ def as_images(
                          "become bytes by `to_uint8`, images in [0,1] by (255*x).round().astype('uint8')")
     if a.ndim == 3 and a.shape[-1] not in (1, 3): a = a[...,None]
     if a.ndim != 4 or 0 in a.shape or not {1, 3} & {a.shape[1], a.shape[-1]}:
-        raise ValueError(f'{where} holds an array of shape {a.shape}; images N×H×W×C with 1 or 3 channels were expected')
+        raise ValueError(f'{where} holds an array of shape {a.shape}; N×H×W×C with 1 or 3 channels was expected')
     return a.transpose(0,3,1,2) if a.shape[-1] in (1, 3) else a
 
 # %% ../nbs/05b_files.ipynb #9b3722e3
@@ -284,7 +284,7 @@ def read_images(
     channels=None,  # 1 or 3; None: 3 where any has colour
     say=print,      # told what was changed or skipped
 ) -> torch.Tensor:
-    "uint8 N×C×H×W in the order of the files' names; raises `ValueError` or `FileNotFoundError` naming the files that are wrong"
+    "uint8 N×C×H×W in the order of the files' names; raises `ValueError` or `FileNotFoundError` naming what is wrong"
     path = Path(path); where = as_text(path)
     if not path.exists():
         raise FileNotFoundError(f'{where} does not exist: give a folder of images, or a .npz as miniai_sample writes')

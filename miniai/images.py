@@ -79,7 +79,7 @@ def animate(
     hold=1.5,     # seconds that the last frame stays
     max_kb=300,   # fewer colours, then fewer frames, until it takes no more thousands of bytes
 ):
-    "A GIF for the notebook, an `IPython.display.Image` with its bytes in `.data`; `ValueError` where `max_kb` is too little"
+    "A GIF for the notebook (`IPython.display.Image`, bytes in `.data`); `ValueError` where `max_kb` is too little"
     from IPython.display import Image
     pics = [_frame(f, scale) for f in frames]
     if len(pics) < 2: raise ValueError(f'{len(pics)} frames: an animation needs two or more')
@@ -131,11 +131,12 @@ def check_out(
     path = Path(os.path.abspath(out)); nm = as_text(out); _may_write(path, nm)
     held = sorted(path.iterdir()) if path.is_dir() else [path]*path.exists()
     if held and not force:
-        raise FileExistsError(f'{nm} exists, and nothing is overwritten: choose another name, or say --force (force=True)')
+        raise FileExistsError(f'{nm} exists, and nothing is overwritten: choose another name, or say --force '
+                              '(force=True)')
     other = [p.name for p in held if path.is_dir() and not _ours(p)]
     if other:
-        raise FileExistsError(f'{nm} holds files that miniai did not write ({few(other)}), and these are never deleted: '
-                              'choose another folder')
+        raise FileExistsError(f'{nm} holds files that miniai did not write ({few(other)}), and these are '
+                              'never deleted: choose another folder')
     return path
 
 # %% ../nbs/05a_images.ipynb #9db4104c
@@ -173,7 +174,7 @@ def write_images(
 ) -> Path:
     "Write images; returns the path. Raises `ValueError` or `FileExistsError`, as `check_out`"
     if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
-        raise ValueError(f'{x.dtype} of shape {tuple(x.shape)}: images uint8 N×C×H×W with 1 or 3 channels were expected')
+        raise ValueError(f'{x.dtype} of shape {tuple(x.shape)}: uint8 N×C×H×W with 1 or 3 channels was expected')
     path = check_out(out, force); hwc = x.permute(0,2,3,1).cpu().numpy()
     if path.suffix == '.npz': write_atomic(path, lambda p: _save_npz(p, hwc))
     elif path.suffix == '.png': write_atomic(path, lambda p: _save_sheet(p, x))
