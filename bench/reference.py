@@ -10,7 +10,8 @@ from miniai.cli import diffusion_learner, load_denoiser, reference_eval, score_s
 from miniai.core import log_record, read_records, results_path, save, set_seed
 from miniai.datasets import fashion_dls
 from miniai.diffusion import Denoiser, FORMS
-from miniai.learner import Callback, CheckpointCB
+from miniai.checkpoint import CheckpointCB
+from miniai.learner import Callback
 from miniai.unet import load_unet
 
 OUT, EPOCHS, SEED, FORM = Path('runs/ref/fashion_edm'), 11, 42, dict(name='edm', sigma_data=0.706)

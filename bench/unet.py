@@ -9,12 +9,12 @@ from fastcore.script import call_parse
 from torch import nn, optim
 from torch.utils.flop_counter import FlopCounterMode
 
-from miniai.accel import init_ddpm
-from miniai.core import Table, def_device, log_record, results_path, set_seed     # first: it makes torchvision importable beside a CPU build of torch
-from miniai.datasets import DataLoaders, TensorLoader, fashion_arrays
-from miniai.ddpm import DDPMCB
-from miniai.learner import DeviceCB, Learner, MetricsCB
-from miniai.unet import UNet
+from miniai.accel import MixedPrecision, init_ddpm
+from miniai.core import Table, def_device, half_dtype, log_record, results_path, set_seed     # first: it makes torchvision importable beside a CPU build of torch
+from miniai.datasets import DataLoaders, TensorLoader, fashion_arrays, to_unit
+from miniai.diffusion import NoiseCB, ddpm, noisify
+from miniai.learner import DeviceCB, Learner, MetricsCB, TrainCB
+from miniai.unet import SelfAttention, UNet
 from timing import clock, timed
 from diffusers import UNet2DModel
 
@@ -56,7 +56,8 @@ def make_learner(name, bs, n_valid, n_steps, bf16=True, seed=42, lr=1e-3):
     set_seed(seed); net = NETS[name]().to(def_device); opt = optim.Adam(net.parameters(), lr, eps=1e-5)
     dls = DataLoaders(Stream(TensorLoader(x, None, bs, shuffle=True, generator=torch.Generator().manual_seed(seed)), n_steps), TensorLoader(xv[:n_valid], None, 128))
     metrics = MetricsCB(); metrics.show = lambda d: None
-    return Learner(net, dls, F.mse_loss, lr=lr, cbs=[DeviceCB(), DDPMCB(bf16=bf16), metrics], opt_func=lambda ps, lr: opt)
+    return Learner(net, dls, F.mse_loss, lr=lr, cbs=[DeviceCB(), NoiseCB(ddpm()), MixedPrecision(2) if bf16 else TrainCB(2), metrics],
+                   opt_func=lambda ps, lr: opt)
 
 def cost(net):
     "Parameters, and millions of operations for one image"
@@ -94,19 +95,61 @@ def curves(seconds, bs, n_valid, n_steps, bf16=False, seed=42, lr=1e-3):
                 clock=clock.__name__, params={nm: sum(p.numel() for p in l.model.parameters()) for nm,l in learns.items()}, curves=got,
                 loss=best, seconds={OURS: a, THEIRS: b}, ratio=a and a/b)
 
+class FusedAttention(SelfAttention):
+    "Attention by torch's fused function, as it was before it was written out"
+    def forward(self, x):
+        n,c,h,w = x.shape
+        q,k,v = self.qkv(self.norm(x)).reshape(n, 3, self.heads, -1, h*w).transpose(-1,-2).unbind(1)
+        return x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(-1,-2).reshape(n, c, h, w))
+
+PARTS = {'former: fused attention, Adam in a loop': dict(sdpa=True), 'attention written out': dict(),
+         'and fused Adam': dict(fused=True), 'and channels last': dict(fused=True, last=True),
+         'and no attention': dict(fused=True, attn=0)}
+
+def one_step(bs, sdpa=False, fused=False, last=False, attn=1, seed=42):
+    "A function that takes one training step on the same noisy clothes, and returns its loss"
+    torch.manual_seed(seed); net = UNet(widths=(64,96), n_blocks=1, patch=2, attn=attn).to(def_device)
+    for m in net.modules():
+        if sdpa and type(m) is SelfAttention: m.__class__ = FusedAttention
+    if last: net = net.to(memory_format=torch.channels_last)
+    opt = optim.Adam(net.parameters(), 1e-3, eps=1e-5, fused=fused); g = torch.Generator().manual_seed(seed)
+    x = images()[0][0]; half = half_dtype()
+    def _step():
+        i = torch.randint(len(x), (bs,), generator=g)
+        (x_t,t),ε = noisify(to_unit(torch.as_tensor(x[i])).to(def_device), ddpm(), g)
+        with torch.autocast(torch.device(def_device).type, half or torch.bfloat16, enabled=half is not None): out = net(x_t, t)
+        loss = F.mse_loss(out.float(), ε); loss.backward(); opt.step(); opt.zero_grad()
+        return loss.item()
+    return _step
+
+def parts(bs, n_rounds):
+    "What each choice costs: CPU-ms per image of a training step, all of them in turn in one process"
+    ways = {nm: one_step(bs, **kw) for nm,kw in PARTS.items()}; ms = {nm: [] for nm in ways}; losses = {nm: [] for nm in ways}
+    for i in range(n_rounds+1):                                                    # the first round warms up
+        for nm in sorted(ways, reverse=i%2):
+            s = timed(lambda: losses[nm].append(ways[nm]())); ms[nm] += [1000*s/bs] if i else []
+    first = ms[next(iter(PARTS))]
+    return [dict(what='unet_parts', net=nm, bs=bs, n_rounds=n_rounds, precision=str(half_dtype() or torch.float32), clock=clock.__name__, ms_per_image=statistics.median(v),
+                 share=statistics.median([a/b for a,b in zip(v, first)]), loss=sum(losses[nm][-50:])/len(losses[nm][-50:]), loss_of=len(losses[nm][-50:])) for nm,v in ms.items()]
+
 @call_parse
 def main(
     quick:bool=False,   # tiny sizes, to see that it runs; writes no record
     seconds:int=480,    # of training, for each network of the curves
-    only:str='',        # 'steps' or 'curves'; '': both
+    only:str='',        # 'steps', 'parts' or 'curves'; '': all
+    bs:int=32,          # images in a step, for 'parts'
+    rounds:int=20,      # steps of each, for 'parts'
     bf16:bool=False,    # train in bfloat16 for the curves, not float32
     seed:int=42,        # of weights, data and noise
 ):
     "Measure, print two tables, and append to results/bench.jsonl"
     log = (lambda r: r) if quick else lambda r: log_record(results_path('bench'), **r)
-    if only != 'curves':
+    if only in ('', 'parts'):
+        rows = [log(dict(seed=42) | r) for r in parts(*((4, 1) if quick else (bs, rounds)))]
+        print(Table(rows, dict(net='training step', ms_per_image='CPU-ms an image', share='of the former', loss='loss')))
+    if only in ('', 'steps'):
         rows = [log(dict(seed=42) | r) for r in steps(*((4, 1) if quick else (128, 3)))]
         print(Table(rows, dict(net='U-Net', precision='precision', params='parameters', mflops='MFLOPs an image', step_s='s a step', times_ours='times ours')))
-    if only != 'steps':
+    if only in ('', 'curves'):
         r = log(curves(*((0.5, 4, 8, 1) if quick else (seconds, 128, 512, 4)), bf16=bf16, seed=seed))
         print(Table([dict(net=nm, seconds=s, loss=r['loss']) for nm,s in r['seconds'].items()], dict(net='U-Net', seconds='seconds of training', loss='until the validation loss is at most')))

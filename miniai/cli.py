@@ -17,12 +17,13 @@ import torch
 from fastcore.script import CliError, call_parse
 
 from .accel import EMACB
-from .core import Table, at_scale, device_name, log_record, set_seed, weights_path, write_atomic
+from .core import half_dtype, Table, at_scale, device_name, log_record, set_seed, weights_path, write_atomic
 from .datasets import DataLoaders, TensorLoader, fashion_dls, show_images, subplots, to_uint8, to_unit
 from .denoiser import Denoiser
 from .diffusion import FORMS
 from .karras import edm
-from .learner import CheckpointCB, ProgressCB
+from .checkpoint import CheckpointCB
+from .learner import ProgressCB
 from .recipes import Card, diffusion_learner, load_denoiser, reference_eval, save_denoiser, score
 from .solvers import get_solver, sample
 from .tracking import image_grid
@@ -206,7 +207,7 @@ def _train_briefly(steps, dls, form):
     learn = diffusion_learner(dls, form, cbs=[ProgressCB(), avg])
     print(f'training a new U-Net: {len(dls.train)*epochs} steps of {dls.train.bs} images, on {device_name()}')
     learn.fit(epochs); learn.model.load_state_dict(avg.ema)
-    den = Denoiser(learn.model.eval(), form, torch.bfloat16, dict(size=(1,28,28)))
+    den = Denoiser(learn.model.eval(), form, half_dtype(), dict(size=(1,28,28)))
     return den, time.time()-start
 
 def _draw(dens, n, path, seed):

@@ -150,9 +150,9 @@ def check_images(
     "Raise `ValueError` unless x is a batch of images N×C×H×W of floats that use the range, and no more than it"
     if not isinstance(x, torch.Tensor) or x.ndim != 4 or not x.is_floating_point():
         got = f'{tuple(x.shape)} of {x.dtype}' if isinstance(x, torch.Tensor) else type(x).__name__
-        raise ValueError(f'a batch must begin with images, N×C×H×W and float, got {got}: see `TensorLoader` and `to_unit`')
+        raise ValueError(f'a batch must begin with float images N×C×H×W, got {got}: see `TensorLoader`')
     if x.shape[-1] in (1,3) and x.shape[1] not in (1,3):
-        raise ValueError(f'images must be N×C×H×W, got {tuple(x.shape)}, which looks like N×H×W×C: use x.permute(0,3,1,2)')
+        raise ValueError(f'images must be N×C×H×W, got {tuple(x.shape)}: use x.permute(0,3,1,2)')
     if vrange is None: return
     lo,hi = x.min().item(), x.max().item(); want_lo,want_hi = vrange
     if lo < want_lo-0.01 or hi > want_hi+0.01 or lo > want_lo+0.45*(want_hi-want_lo):
@@ -170,6 +170,7 @@ class NoiseCB(Callback):
     ):
         self.form,self.drop,self.vrange = as_form(form),drop,vrange
         if drop is not None and not 0 <= drop <= 1: raise ValueError(f'`drop` is a probability, got {drop}')
+    def settings(self): return {'form': self.form.card(), 'drop': self.drop}     # a resumed run must have the same
     def before_fit(self, learn):
         self.looked = False
         learn.model.form = self.form                         # `Denoiser` will want to know it
@@ -201,7 +202,7 @@ class DDPMCB(NoiseCB, TrainCB):
         NoiseCB.__init__(self, ddpm(n_steps, beta_min, beta_max), vrange=vrange)
         TrainCB.__init__(self, n_inp=2)
 
-# %% ../nbs/15_DDPM.ipynb #cc437193
+# %% ../nbs/15_DDPM.ipynb #0519005d
 Level = namedtuple('Level', 't alpha sigma')        # one noise level: x_t = α·x0 + σ·ε
 
 def levels(
@@ -209,9 +210,9 @@ def levels(
     ts,    # the times at which the denoiser will be called, from noisy to clean
 ) -> list:
     "The `Level`s of these times, then the clean image; raises `ValueError` unless σ/α falls"
-    t = torch.as_tensor(list(ts) if not isinstance(ts, torch.Tensor) else ts)
-    if not len(t): raise ValueError('a grid needs at least one time, got none')
-    t = t.double() if t.is_floating_point() else t
+    ts = ts if isinstance(ts, torch.Tensor) else list(ts)
+    if not len(ts): raise ValueError('a grid needs at least one time, got none')
+    t = torch.as_tensor(ts, dtype=torch.float64 if torch.as_tensor(ts).is_floating_point() else None)
     α,σ = getattr(path, 'path', path)(t)
     ls = [Level(*o) for o in zip(t.tolist(), α.tolist(), σ.tolist())]
     if ls[-1].sigma > 0: ls.append(Level(0., 1., 0.))
@@ -244,7 +245,8 @@ class Run:
         x0,ε = self.den(x, level) if self.y is None else self.den(x, level, self.y)
         self.nfe += 1
         if x0.shape != x.shape:
-            raise ValueError(f'the denoiser must return the shape it was given: {tuple(x.shape)}, not {tuple(x0.shape)}')
+            raise ValueError('the denoiser must return the shape it was given: '
+                             f'{tuple(x.shape)}, not {tuple(x0.shape)}')
         if not math.isfinite(x0.sum()):
             where = f'call {self.nfe}, at σ/α={ratio(level):.4g}'
             raise FloatingPointError(f'the denoiser returned NaN or infinity in {where}: look for it in the '

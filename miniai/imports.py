@@ -20,7 +20,7 @@ from torch import nn, optim, tensor
 from torch.optim import lr_scheduler
 
 _all_ = ['importlib', 'math', 'partial', 'Path', 'fc', 'plt', 'np', 'torch', 'F', 'nn', 'optim', 'tensor', 'lr_scheduler']
-MODULES = 'core datasets conv learner activations init sgd resnet augment diffusion denoiser accel fid ddim schedules karras solvers bridge unet recipes tracking audit cli'.split()
+MODULES = 'core datasets conv learner checkpoint activations init sgd resnet augment diffusion denoiser accel fid ddim schedules karras solvers bridge unet recipes watching tracking audit cli'.split()
 
 def public(
     module,  # its name within miniai, e.g. 'core'

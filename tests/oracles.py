@@ -1,6 +1,11 @@
-"Denoisers that are known exactly: what they return, and where the ODE carries a point"
+"Denoisers that are known exactly: what they return, and where the ODE carries a point; and the loop in one line"
 import math
 import torch
+import torch.nn.functional as F
+from miniai.diffusion import Level, NoiseCB, levels, sample_loop
+from miniai.karras import edm
+from miniai.learner import DeviceCB, Learner, MetricsCB, TrainCB
+from miniai.solvers import sample
 
 f64 = dict(dtype=torch.float64)
 
@@ -75,7 +80,7 @@ class Wavy(Exact):
 
 def ratio_of(form, t):
     "σ/α of a time that a network of this form is told"
-    name = getattr(form, 'name', type(form).__name__)
+    name = type(form).__name__
     if name == 'edm': return (4*t).exp()
     if name == 'flow': return t/(1-t)
     if name != 'ddpm': return (t*math.pi/2).tan()
@@ -89,7 +94,6 @@ class Network(torch.nn.Module):
     def forward(self, x, t):
         r = ratio_of(self.to_be, t.double())
         one = torch.ones_like(r); k = beside(self.to_be.scale(one, r), x)
-        from api import Level
         x0,ε = self.den(x.double()/k, Level(None, one, r))
         a,b = (beside(o, x) for o in self.to_be.pred(beside(one, x)*k, beside(r, x)*k))
         return (a*x0 + b*ε).to(x.dtype)
@@ -99,3 +103,32 @@ def order(errors, ns):
     n,e = torch.tensor(ns, **f64).log(), torch.tensor(errors, **f64).log()
     n,e = n-n.mean(), e-e.mean()
     return -(n@e/(n@n)).item()
+
+# --- the package in one line
+
+def level(path, t):
+    "The `Level` of a path or form at time t"
+    return levels(path, [t])[0]
+
+def walk(den, x, ls, step, randn=None, **kw):
+    "Where a loop is at its end, a `Now`"
+    for now in sample_loop(den, x, ls, step, randn, **kw): pass
+    return now
+
+def one_step(step, den, x, l, m, randn=None, **kw):
+    "x after one step from level l to level m"
+    return walk(den, x, [l, m], step, randn, **kw).x
+
+def generate(den, shape, ls, step, **kw):
+    "Images of that shape on the levels"
+    return sample(den, shape, step, levels=ls, device='cpu', **kw)
+
+def edm_pred(alpha, sigma, sigma_data=.5): return edm(sigma_data).pred(alpha, sigma)
+
+def fit(form, net, dls, epochs=2, lr=.05, cbs=(), verbs=None, **kw):
+    "The history of a short training; `verbs`: who trains, in place of `TrainCB`"
+    m = MetricsCB()
+    m._log = lambda d: None
+    cbs = [DeviceCB('cpu'), NoiseCB(form, vrange=None, **kw), verbs or TrainCB(n_inp=2), m, *cbs]
+    Learner(net, dls, F.mse_loss, lr=lr, cbs=cbs, opt_func=torch.optim.Adam).fit(epochs)
+    return m.history

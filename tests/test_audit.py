@@ -1,14 +1,15 @@
 "Audit: other packages' precision, recall, density and coverage, ties included; the Inception Score; attacks that stay within bounds; the memorisation test under its null and on copies"
-import contextlib, io, math
+import contextlib, io, math, os
 import miniai.core as core     # first: it declares the operators that a torchvision without its library asks for
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from common import ROOT
-from miniai.audit import (FILTERS, MANIPULATIONS, attack_fid, contrast, density_coverage, fid_gradient, floor_z, knn_radii, memorisation_test, nearest,
-                          precision_recall, quantise, resized, shifted)
+from miniai.audit import (FILTERS, MANIPULATIONS, attack, attack_fid, contrast, density_coverage, fid_gradient, floor_z, inception_gradient, knn_radii,
+                          memorisation_test, nearest, precision_recall, quantise, resized, shifted)
 from miniai.core import read_records
 from miniai.datasets import DataLoaders, TensorLoader
 from miniai.fid import Extractor, ImageEval, Stats, frechet, inception_score
@@ -94,7 +95,7 @@ def test_gradient():
         v = normal(40, 6, seed=s); assert (g*v).sum().item() == pytest.approx((frechet(x+1e-5*v, ref)-frechet(x-1e-5*v, ref))/2e-5, rel=1e-4)
     few = fid_gradient(normal(4, 6), ref); assert few[0] == pytest.approx(frechet(normal(4, 6), ref), rel=1e-6) and few[1].isfinite().all()      # n < d
     same = fid_gradient(x, Stats(x)); assert same[0] == pytest.approx(0, abs=1e-8) and same[1].abs().max() < 1e-6
-    says('at least 2 features of d=6', lambda: fid_gradient(normal(1, 6), ref))
+    says('features of at least 2 images', lambda: fid_gradient(normal(1, 6), ref))
 
 @pytest.mark.parametrize('vrange,channels', [((-1,1), 1), ((0,1), 3)])
 @pytest.mark.parametrize('eps', (1, 4))
@@ -112,7 +113,19 @@ def test_attack_stays_within_bounds_and_bytes(vrange, channels, eps):
 def test_attack_says():
     ex = Extractor(net(), 1, 12); x = unit(images(9)); ref = Stats(ex(x).detach())
     says('takes images N×1×12×12; got 9×1×28×28', lambda: attack_fid(ex, unit(images(9, 1, 28)), ref)); says('expects [-1, 1]', lambda: attack_fid(ex, images(9).float(), ref))
-    says('steps ≥ 1', lambda: attack_fid(ex, x, ref, steps=0)); says('features of d=3; got (9, 5)', lambda: attack_fid(ex, x, Stats(normal(20, 3))))
+    says('steps ≥ 1', lambda: attack_fid(ex, x, ref, steps=0)); says('d=5 and of d=3 cannot be compared', lambda: attack_fid(ex, x, Stats(normal(20, 3))))
+
+def test_inception_gradient_and_attack():
+    head = nn.Linear(5, 7).double(); f = normal(40, 5); score,g = inception_gradient(f, head)
+    with torch.no_grad():
+        assert score == pytest.approx(inception_score(head(f), 1)[0], rel=1e-9)
+        for s in range(3):
+            v = normal(40, 5, seed=s); up,down = (inception_score(head(f+e*v), 1)[0] for e in (1e-5, -1e-5))
+            assert (g*v).sum().item() == pytest.approx((math.log(up)-math.log(down))/2e-5, rel=1e-4)
+    ex = Extractor(net(), 1, 12, head=nn.Linear(5, 7)); x = unit(images(30))
+    y,path = attack(ex, x, lambda f: inception_gradient(f, ex.head), eps=8, steps=3)
+    assert path[-1] > path[0] and len(path) == 4 and (y-x).abs().max() <= 8/127.5+1e-6 and torch.allclose(quantise(y), y, atol=1e-6)
+    assert all(p.grad is None for p in ex.parameters())
 
 # --- copies
 
@@ -133,6 +146,31 @@ def test_nearest():
     x,pool = unit(images(7)), unit(images(90)); i,d = nearest(x, pool, bs=2); assert i.tolist() == list(range(7)) and not d.any()
     i,d = nearest(normal(30, 5), normal(40, 5, seed=1)); full = torch.cdist(normal(30, 5), normal(40, 5, seed=1)); assert torch.equal(i, full.argmin(1)) and torch.allclose(d.double(), full.min(1).values, atol=1e-5)
     says('use one extractor for both', lambda: nearest(normal(3, 4), normal(3, 5))); says('are they the same images?', lambda: memorisation_test(normal(9, 3), normal(5, 3), normal(5, 3)))
+    says('n_perm=0', lambda: memorisation_test(normal(9, 3), normal(5, 3), normal(6, 3), n_perm=0))
+
+@pytest.mark.parametrize('offset,scale', [(0, 1), (1e3, 1), (1e6, 1), (1e6, 1e3), (1e9, 1e4), (0, 1e-20), (0, 1e20)])
+@pytest.mark.parametrize('dtype', (torch.float32, torch.float64))
+def test_copies_far_from_zero_are_found(offset, scale, dtype):
+    pool = (normal(400, 64)*scale + offset).to(dtype); copies = pool[:200].clone()
+    assert len(pool.unique(dim=0)) == 400 or pytest.skip('float32 itself cannot tell these rows apart')
+    i,d = nearest(copies, pool, bs=64); assert i.tolist() == list(range(200)) and not d.any()
+    m = memorisation_test(copies, pool[:200], pool[200:], n_perm=200); assert m.rate == 1 and m.n == 200 and m.p < .01
+
+def test_nearest_where_products_would_lose():
+    "Two groups far apart, so that centring does not help; rows that repeat; distances below the rounding of products"
+    a = normal(300, 8); pool = torch.cat([a*1e-7 + 1e5, a*1e-7 - 1e5, a[:50]*1e-7 + 1e5]); x = torch.cat([pool[:40], pool[:40] + 1e-9, pool[300:340]])
+    full = torch.cdist(x, pool, compute_mode='donot_use_mm_for_euclid_dist').min(1); i,d = nearest(x, pool, bs=50)
+    assert torch.allclose(d, full.values, rtol=1e-6, atol=1e-15) and not d[:40].any() and torch.equal((pool[i]-x).norm(dim=1) <= full.values+1e-15, torch.ones(len(x), dtype=torch.bool))
+
+@settings(max_examples=int(os.environ.get('MINIAI_EXAMPLES', 60)), deadline=None, derandomize=True)
+@given(n=st.integers(1, 30), m=st.integers(1, 60), d=st.integers(1, 12), seed=st.integers(0, 999), scale=st.sampled_from((1e-30, 1e-6, 1., 1e20)),
+       offset=st.sampled_from((0, 1, 1e3, 1e7)), ties=st.booleans(), k=st.integers(0, 6))
+def test_neighbours_right_or_said(n, m, d, seed, scale, offset, ties, k):
+    make = grid if ties else normal; x,pool = (make(n, d, seed=seed)+offset)*scale, (make(m, d, seed=seed+1)+offset)*scale
+    full = torch.cdist(x, pool, compute_mode='donot_use_mm_for_euclid_dist').min(1).values; i,dist = nearest(x, pool, bs=7)
+    chosen = (x-pool[i]).norm(dim=1); assert torch.allclose(chosen, full, rtol=1e-9, atol=1e-12*scale*(1+offset)) and torch.allclose(dist, chosen, rtol=1e-6, atol=1e-12*scale*(1+offset))
+    if not 1 <= k < min(n, m): return says('choose 1 ≤ k < n', lambda: precision_recall(x, pool, k))
+    assert all(0 <= v <= 1 for v in precision_recall(x, pool, k)[:2]) and math.isfinite(density_coverage(x, pool, k).density)
 
 # --- through an ImageEval, and the rule
 
@@ -153,18 +191,11 @@ def test_floor_z():
     assert floor_z(10, [1., 2., 3.]) == 8 and floor_z(2, [2, 2, 2]) == 0 and floor_z(1, [2, 2, 2]) == -math.inf
     says('at least 3 sets', lambda: floor_z(1., [1., 2.]))
 
-def test_optuna_goes_on_where_it_was(tmp_path):
-    import optuna
-    optuna.logging.set_verbosity(optuna.logging.WARNING); store = f'sqlite:///{tmp_path}/s.db'
-    for total in (2, 4):
-        study = optuna.create_study(storage=store, study_name='s', load_if_exists=True); study.optimize(lambda t: t.suggest_float('x', 0, 1), n_trials=total-len(study.trials))
-    assert len(study.trials) == 4
-
 # --- the record
 
 def test_records_carry_what_they_must():
     recs = read_records(ROOT/'results'/'audit.jsonl'); assert recs
-    need = {'floor': 'part', 'changed': 'name part', 'attack': 'of eps goal fid2 floor2', 'training': 'step', 'loss': 'loss seed'}
+    need = {'floor': 'part', 'changed': 'name part', 'attack': 'of eps goal fid2 floor2'}
     for r in recs:
         assert r['n'] and 'seed' in r, r
         if r['what'] in need: assert {*need[r['what']].split(), 'fid', 'floor', 'kid', 'kid_std', 'precision', 'recall', 'density', 'coverage', 'extractor_hash', 'n_ref'} <= r.keys(), r

@@ -2,8 +2,11 @@
 import math
 import pytest
 import torch
-from api import Denoiser, clip_x0, ddpm, level, levels, one_step, sample_ddim, step_ddim, subsequence, walk
-from oracles import Gaussian, Knows, Network, f64, gen, noise, order
+from miniai.diffusion import ddpm, levels
+from miniai.denoiser import clip_x0, Denoiser
+from miniai.ddim import sample_ddim, step_ddim, subsequence
+from miniai.bridge import from_diffusers
+from oracles import f64, Gaussian, gen, Knows, level, Network, noise, one_step, order, walk
 
 COUNTS = 1000, 333, 200, 100, 50, 25, 13, 7       # some divide 1000, some do not
 ALL = ddpm()
@@ -100,11 +103,6 @@ def test_networks_of_diffusers(kind):
     ours = walk(den, start, levels(den.form, sch.timesteps.tolist()), step_ddim).x
     assert (ours-x).abs().max() < 2e-3*x.abs().max()
 
-def from_diffusers(unet, scheduler):
-    try: from miniai.recipes import from_diffusers
-    except ImportError: from_diffusers = Denoiser.from_diffusers
-    return from_diffusers(unet, scheduler)
-
 def test_a_scheduler_of_an_unknown_kind():
     sch = scheduler(prediction_type='epsilon'); sch.register_to_config(prediction_type='score')
     with pytest.raises(ValueError, match=r"predicts 'score'; known are"): from_diffusers(torch.nn.Identity(), sch)
@@ -126,4 +124,4 @@ def test_eta(eta):
     with pytest.raises(ValueError, match=r'must be 0.* or more, and finite; got'): sample_ddim(lambda x, t: x, (2,1,4,4), 3, eta=eta, device='cpu')
 
 def test_a_network_of_the_wrong_shape():
-    with pytest.raises(ValueError, match=r'gave \(2, 1, 4, 4\), got \(1, 1, 4, 4\)'): sample_ddim(lambda x, t: x[:1], (2,1,4,4), 3, device='cpu')
+    with pytest.raises(ValueError, match=r'was given \(2, 1, 4, 4\) and returned \(1, 1, 4, 4\)'): sample_ddim(lambda x, t: x[:1], (2,1,4,4), 3, device='cpu')

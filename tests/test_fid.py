@@ -1,19 +1,23 @@
 "FID and KID: closed forms, other packages' numbers on the same features, awkward features, and what is said to bad input"
-import json, math, warnings
+import json, math, os, warnings
+from fractions import Fraction
 import miniai.core as core     # first: it declares the operators that a torchvision without its library asks for
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings, strategies as st
-from scipy.linalg import sqrtm as scipy_sqrtm
+from scipy.linalg import eigh, eigvalsh, sqrtm as scipy_sqrtm
 from torch import nn
 
 from common import ROOT, run_python
 from miniai.core import read_records
 from miniai.datasets import DataLoaders, TensorLoader
-from miniai.fid import (ImageEval, Extractor, Stats, ToInception, YARDSTICKS, bootstrap_fid, data_hash, fid_inception, fid_infinity, frechet,
-                        inception_extractor, inception_score, kid)
+from miniai.extractors import Extractor, ToInception, extractor_from, fid_inception, inception_extractor
+from miniai.features import data_hash
+from miniai.fid import ImageEval, YARDSTICKS
+from miniai.scores import bootstrap_fid, fid_infinity, inception_score, kid
+from miniai.stats import Stats, check_feats, frechet
 from miniai.learner import Callback, DeviceCB, TrainCB
 
 few = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
@@ -95,7 +99,7 @@ def sqrtm(a, disp=True):
         warnings.simplefilter('ignore'); root = scipy_sqrtm(a)
     return root if disp else (root, None)
 
-@pytest.mark.parametrize('d', [64, 512, 2048])
+@pytest.mark.parametrize('d', [64, 512])     # at 2048: bench/fid.py
 def test_pytorch_fid_and_torch_fidelity(d, monkeypatch):
     from pytorch_fid import fid_score
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
@@ -176,6 +180,75 @@ def test_float64_is_used_throughout():
     x, y = features(3000, 64, 1).float(), features(3000, 64, 2).float()
     assert frechet(x, y) == pytest.approx(frechet(x.double(), y.double()), rel=1e-12)
 
+# --- the metrics under hypothesis: right, or a sentence; MINIAI_EXAMPLES=10000 for a night's worth
+
+many = settings(few, max_examples=int(os.environ.get('MINIAI_EXAMPLES', 60)))
+SCALES = (1e-100, 1e-30, 1e-6, 1., 1e6, 1e20, 1e38)
+SHAPES = dict(kx=st.sampled_from(list(awkward)), ky=st.sampled_from(list(awkward)), n=st.integers(1, 40), m=st.integers(1, 40), d=st.integers(1, 24),
+              seed=st.integers(0, 999), scale=st.sampled_from(SCALES), offset=st.sampled_from((0, 1, 1e3, 1e6)))
+
+def cloud(kind, n, d, seed, scale, offset): return (awkward[kind](normal(n, d, seed=seed)) + offset)*scale
+
+def right_or_said(f, refused):
+    "What `f()` gives; None where it says in one line why not, which only happens where `refused`"
+    try: got = f()
+    except ValueError as e:
+        assert refused and str(e) and '\n' not in str(e), e
+        return None
+    assert not refused
+    return got
+
+@many
+@given(**SHAPES)
+def test_frechet_is_scipys(kx, ky, n, m, d, seed, scale, offset):
+    "Against means, covariances and the root by SciPy in float64, of the same features at a scale where SciPy is safe"
+    x,y = cloud(kx, n, d, seed, scale, offset), cloud(ky, m, d, seed+1000, scale, offset)
+    got = right_or_said(lambda: frechet(x, y), min(n, m) < 2 or max(x.abs().max(), y.abs().max()) >= 1e40)
+    if got is None: return
+    a,b = x/scale, y/scale; A,B = torch.cov(a.T).reshape(d, d), torch.cov(b.T).reshape(d, d)
+    w,V = eigh(A.numpy()); half = V*np.sqrt(w.clip(0))@V.T; root = np.sqrt(eigvalsh(half@B.numpy()@half).clip(0)).sum()     # (sqrtm itself may give NaN here)
+    variances = (A.trace()+B.trace()).item(); apart = (a.mean(0)-b.mean(0)).square().sum().item()
+    want = apart + variances - 2*float(root)
+    assert math.isfinite(got) and got >= 0
+    rounding = 1e-6*variances + 1e-9*apart + 1e-14*max(a.abs().max(), b.abs().max()).item()**2        # of SciPy's root, and of the means
+    assert got/scale**2 == pytest.approx(max(want, 0), rel=1e-6, abs=rounding)
+
+def exact_mmd2(x, y):
+    "MMD² in rational numbers: no rounding at all"
+    X,Y = ([[Fraction(v) for v in row] for row in o.tolist()] for o in (x, y)); d,m = len(X[0]), len(X)
+    k = lambda a, b: (sum(p*q for p,q in zip(a, b))/d + 1)**3
+    same = lambda Z: sum(k(Z[i], Z[j]) for i in range(m) for j in range(m) if i != j)/(m*(m-1))
+    return same(X) + same(Y) - 2*sum(k(a, b) for a in X for b in Y)/Fraction(m*m)
+
+@many
+@given(kx=SHAPES['kx'], ky=SHAPES['ky'], m=st.integers(1, 6), d=st.integers(1, 5), seed=SHAPES['seed'], scale=SHAPES['scale'], offset=SHAPES['offset'])
+def test_kid_is_exact(kx, ky, m, d, seed, scale, offset):
+    x,y = cloud(kx, m, d, seed, scale, offset), cloud(ky, m, d, seed+1000, scale, offset)
+    got = right_or_said(lambda: kid(x, y, m, 2), m < 2 or max(x.abs().max(), y.abs().max()) >= 1e40)
+    if got is None: return
+    mu = y.mean(0); u,v = x-mu, y-mu; size = max(u.square().sum(1).max(), v.square().sum(1).max()).item()/d; c = (mu@mu).item()/d+1
+    biggest = 3*c*c*size + (3*c + size + 2*(c*size)**.5)*(size + 2*(c*size)**.5)**2                    # no term of the sums is larger
+    assert math.isfinite(got.mean) and math.isfinite(got.std) and got.std <= 1e-9*biggest
+    assert got.mean == pytest.approx(float(exact_mmd2(x, y)), rel=1e-6, abs=1e-8*biggest)
+
+@many
+@given(n=st.integers(1, 60), c=st.integers(1, 12), seed=SHAPES['seed'], scale=SHAPES['scale'], offset=SHAPES['offset'], splits=st.integers(0, 12))
+def test_inception_score_is_scipys(n, c, seed, scale, offset, splits):
+    from scipy.special import log_softmax, rel_entr
+    l = (normal(n, c, seed=seed) + offset)*scale
+    got = right_or_said(lambda: inception_score(l, splits), not 1 <= splits <= n or l.abs().max() >= 1e40)
+    if got is None: return
+    parts = [np.exp(log_softmax(o.numpy(), 1)) for o in l.tensor_split(splits)]
+    want = [np.exp(rel_entr(p, p.mean(0)).sum(1).mean()) for p in parts]
+    assert got == pytest.approx((np.mean(want), np.std(want)), rel=1e-6, abs=1e-6) and 1-1e-9 <= got[0] <= c+1e-9
+
+@few
+@given(n=st.integers(1, 60), d=st.integers(1, 8), seed=SHAPES['seed'], scale=SHAPES['scale'], boot=st.integers(-1, 6), level=st.sampled_from((-1, 0, .5, .95, 1, 2)))
+def test_bootstrap_right_or_said(n, d, seed, scale, boot, level):
+    x,ref = normal(n, d, seed=seed)*scale, Stats(normal(50, d, seed=5)*scale)
+    got = right_or_said(lambda: bootstrap_fid(x, ref, boot, level), n < 2 or boot < 2 or not 0 < level < 1)
+    if got: assert 0 <= got[0] <= frechet(x, ref)*(1+1e-9)+1e-12*scale**2 and math.isfinite(got[1])
+
 # --- statistics of statistics
 
 def test_kid_is_unbiased_and_fid_is_not():
@@ -214,17 +287,71 @@ def test_bad_features():
     says('subsets of 51 cannot be drawn from n=50 features: choose 2 ≤ subset ≤ 50', lambda: kid(x, x, 51))
     says('subsets of 1 cannot', lambda: kid(x, x, 1))
     says('n=9 cannot be cut into 10 parts', lambda: inception_score(x[:9]))
+    says('n=50 cannot be cut into 0 parts', lambda: inception_score(x, 0))
+    says('n_subsets=0', lambda: kid(x, x, 10, 0))
+    says('between 0 and 1', lambda: bootstrap_fid(x, Stats(x), level=-1)); says('between 0 and 1', lambda: bootstrap_fid(x, Stats(x), level=1.))
+    says('n_boot=0', lambda: bootstrap_fid(x, Stats(x), 0)); says('n_points ≥ 2', lambda: fid_infinity(x, Stats(x), 1)); says('n=2 is too few', lambda: fid_infinity(x[:2], Stats(x)))
+    says('expected `Stats`, got Tensor', lambda: Stats(x).merge(x))
+
+def test_kinds_of_features():
+    "Right, or refused with a sentence; never something else"
+    x = (features(50, 8, 1)*20).round()
+    for dt in (np.uint8, np.uint16, np.uint32, np.int64, np.float16, np.float32, np.longdouble):
+        assert frechet(x.numpy().astype(dt), x) <= 1e-9 and math.isfinite(kid(x.numpy().astype(dt), x, 20, 5).mean)
+    for dt in (torch.uint8, torch.uint16, torch.int32, torch.float16, torch.bfloat16): assert frechet(x.to(dt), x) == pytest.approx(frechet(x.to(dt).double(), x))
+    assert check_feats(x.numpy()[:,::-1]).shape == (50, 8) and check_feats(x.tolist()).dtype == torch.float64
+    for bad in (x > 0, x.numpy() > 0, np.array([['a','b']]), np.array([[object()]])): says('real numbers, N×d', lambda: frechet(bad, x))
 
 def test_statistics_files(tmp_path):
     x = features(50, 8, 1); s = Stats(x, extractor='aaa'); p = s.save(tmp_path/'s')
     t = Stats.load(p, 'aaa')
-    assert torch.equal(t.cov, s.cov) and t.card == {'extractor': 'aaa'} and frechet(t, s) == 0
+    assert torch.equal(t.cov, s.cov) and t.card == {'extractor': 'aaa'} and frechet(t, s) <= 1e-12
     assert frechet(t, features(40, 8, 2)) == pytest.approx(frechet(s, features(40, 8, 2)), rel=1e-12)
     says('s.safetensors is of extractor aaa, not bbb', lambda: Stats.load(p, 'bbb'))
     says('two extractors (aaa and bbb)', lambda: frechet(s, Stats(x, extractor='bbb')))
     says('two extractors (aaa and bbb)', lambda: s.merge(Stats(x, extractor='bbb')))
     core.save({'w': torch.ones(3)}, tmp_path/'w')
     says('w.safetensors holds no statistics', lambda: Stats.load(tmp_path/'w'))
+
+def broken(name, change, tmp_path, n=50, card=None):
+    "`Stats` of n×8 features on disk, with one thing changed"
+    s = Stats(features(n, 8, 1), extractor='aaa'); p = s.save(tmp_path/name); t,c = core.load(p)
+    t = {k: v for k,v in (t | change(t)).items() if v is not None}
+    return core.save(t, p, **(c | (card or {})))
+
+BROKEN = {
+    'random M2': (50, lambda t: dict(M2=normal(36)), 'no images can have'),
+    'uniform M2': (50, lambda t: dict(M2=torch.rand(36, dtype=torch.float64, generator=rng())), 'no images can have'),
+    'negative M2': (50, lambda t: dict(M2=-t['M2']), 'no images can have'),
+    'NaN M2': (50, lambda t: dict(M2=t['M2']*math.nan), 'NaN or infinite'),
+    'M2 of one element': (50, lambda t: dict(M2=t['M2'][:1]), 'shape (1,)'),
+    'M2 of another d': (50, lambda t: dict(M2=normal(45).abs()), 'shape (45,)'),
+    'NaN mean': (50, lambda t: dict(mean=t['mean']*math.nan), 'NaN or infinite'),
+    'short mean': (50, lambda t: dict(mean=t['mean'][:7]), 'mean of shape (7,)'),
+    'square mean': (50, lambda t: dict(mean=t['mean'][None]), 'mean of shape (1, 8)'),
+    'whole numbers for a mean': (50, lambda t: dict(mean=t['mean'].long()), 'NaN or infinite'),
+    'n of 1': (50, lambda t: dict(n=torch.tensor(1)), 'cannot be: 1'),
+    'negative n': (50, lambda t: dict(n=torch.tensor(-50)), 'cannot be: -50'),
+    'half an n': (50, lambda t: dict(n=torch.tensor(50.5)), 'cannot be: 50.5'),
+    'two n': (50, lambda t: dict(n=torch.tensor([50, 50])), 'cannot be: [50, 50]'),
+    'n unlike its card': (50, lambda t: dict(n=torch.tensor(49)), 'its card says 50'),
+    'no scatter': (50, lambda t: dict(M2=None), 'holds no statistics'),
+    'no n': (50, lambda t: dict(n=None), 'holds no statistics'),
+    'infinite rows': (5, lambda t: dict(rows=t['rows']+math.inf), 'NaN or infinite'),
+    'narrow rows': (5, lambda t: dict(rows=t['rows'][:,:3]), 'rows of shape (5, 3)'),
+    'one row': (5, lambda t: dict(rows=t['rows'][0]), 'rows of shape (8,)'),
+    'too many rows': (5, lambda t: dict(rows=t['rows'].repeat(9, 1)), 'rows of shape (45, 8)')}
+
+@pytest.mark.parametrize('name', BROKEN)
+def test_broken_statistics_files(name, tmp_path):
+    n,change,words = BROKEN[name]
+    says(words, lambda: Stats.load(broken('s', change, tmp_path, n)))
+
+@few
+@given(n=st.integers(2, 60), d=st.integers(1, 20), kind=st.sampled_from(list(awkward)), seed=st.integers(0, 99), scale=st.sampled_from((1e-100, 1e-9, 1., 1e20)))
+def test_what_is_saved_is_not_taken_for_broken(n, d, kind, seed, scale, tmp_path):
+    s = Stats(awkward[kind](normal(n, d, seed=seed))*scale); t = Stats.load(s.save(tmp_path/'s'))
+    assert torch.allclose(t.cov, s.cov, rtol=1e-9, atol=1e-14*s.cov.abs().max().item()) and torch.equal(t.mean, s.mean) and t.n == n
 
 def images(n=200, seed=0, size=12, channels=1):
     x = F.interpolate(torch.rand(n, channels, 5, 5, generator=rng(seed)), size)
@@ -244,15 +371,74 @@ def test_bad_images(net):
     ex = Extractor(net, 1, 12, name='net'); x = unit(images())
     says('in [0, 1], but net expects [-1, 1]: rescale with x*2-1', lambda: ex((x-x.min())/(x.max()-x.min())))
     says('rescale with x/127.5-1', lambda: ex(images()))
-    says('x.clamp(-1, 1)', lambda: ex(x*5))
     says('rescale with (x+1)/2', lambda: Extractor(net, 1, 12, (0,1))(x))
     says('rescale with x/255', lambda: Extractor(net, 1, 12, (0,1))(images()))
     says('takes images N×1×12×12; got 200×1×16×16', lambda: ex(F.pad(x, (2,)*4)))
     says('N×1×12×12; got 200×3×12×12', lambda: ex(x.expand(-1,3,-1,-1)))
     says('got 200×12×12', lambda: ex(x[:,0]))
     says('NaN', lambda: ex(x*math.nan))
-    assert torch.equal(ex.eval()(x*1.2), ex((x*1.2).clamp(-1, 1)))     # a little overshoot is cut, as a screen would
+    says('rescale with x*255', lambda: Extractor(net, 1, 12, (0,255))((x+1)/2))
+    says('rescale with (x+1)*127.5', lambda: Extractor(net, 1, 12, (0,255))(x))
     assert ex((x[:3])).shape == (3,12)
+
+@pytest.mark.parametrize('spread', (1.01, 1.2, 5.))
+def test_overshoot_is_clamped_and_said_once(net, capsys, spread):
+    "Samples overshoot: no mistake, whatever the amount; the score is that of what an image file would hold"
+    ex,x = Extractor(net, 1, 12, name='net').eval(), unit(images())*spread
+    share = (x.abs() > 1+1/255).float().mean().item()
+    for _ in range(2): assert torch.equal(ex(x), ex(x.clamp(-1, 1)))
+    said = capsys.readouterr().out
+    assert said.count('clamped') == 1 and f'{share:.2%} of the pixels are outside [-1, 1]' in said
+
+def test_overshoot_does_not_reach_the_score(net, dls, capsys):
+    ie,x = ImageEval(net, dls), unit(images(100, 5))*1.3
+    assert ie.fid(x) == ie.fid(x.clamp(-1, 1)) == ie.fid([(o,) for o in x.split(30)]) and capsys.readouterr().out.count('clamped') == 1
+    assert not Extractor(net, 1, 12).told and capsys.readouterr().out == ''
+
+# --- whatever maps images to features
+
+class Wrapper(nn.Module):
+    "As lesson readers write one round Inception: it changes the images before the network sees them"
+    def __init__(self, m):
+        super().__init__()
+        self.m = m
+    def forward(self, x): return self.m(F.pad(x, (2,)*4).repeat(1, 1, 1, 1))
+
+def means(x): return F.avg_pool2d(x, 4)
+def build(): return Wrapper(nn.Conv2d(1, 3, 5))
+def other(x): return F.max_pool2d(x, 4)
+
+def test_wrappers_and_functions(net, dls):
+    x = unit(images(100, 5))
+    for f,d in ((Wrapper(net), 12), (means, 9), (lambda o: o.flatten(1)[:,:7], 7), (Extractor(means, 1, 12), 9), (nn.AvgPool2d(3), 16)):
+        ie = ImageEval(f, dls, cbs=[DeviceCB('cpu')])
+        assert ie.get_feats(x).shape == (100, d) and math.isfinite(ie.fid(x)) and ie.fid(x).floor is not None
+    hashes = {Extractor(f).hash for f in (means, other, lambda x: x, lambda x: x+1, nn.AvgPool2d(3), nn.AvgPool2d(4))}
+    assert len(hashes) == 6 and Extractor(means).hash == Extractor(means).hash
+    says("takes a network or a function, not a int: `extractor_from('module:name')`", lambda: Extractor(3))
+
+def test_extractors_by_name(dls, monkeypatch, tmp_path):
+    (tmp_path/'my_nets.py').write_text('import torch\nfrom torch import nn\nfrom miniai.fid import Extractor\n'
+        'def means(x): return x.mean((2,3))\nclass Net(nn.Flatten): pass\ndef build(seed=0): return Extractor(Net(), 1, 12)\nnet = Net()\n')
+    monkeypatch.chdir(tmp_path); monkeypatch.syspath_prepend(tmp_path); x = unit(images(5))
+    for nm,d in (('means', 1), ('Net', 144), ('build', 144), ('net', 144)): assert extractor_from(f'my_nets:{nm}')(x).shape == (5, d)
+    assert ImageEval('my_nets:net', dls).fid(unit(images(50, 5))) > 0
+    says("no module 'not_there'", lambda: extractor_from('not_there:f')); says("my_nets has no 'f'", lambda: extractor_from('my_nets:f'))
+    says("not of the form 'module:name'", lambda: extractor_from('my_nets'))
+    says('needs the path of its weights', lambda: extractor_from('torchvision:resnet18'))
+
+@pytest.mark.parametrize('arch,d', [('resnet18', 512), ('mobilenet_v3_small', 1024), ('regnet_y_400mf', 440)])
+def test_named_architectures(arch, d, tmp_path):
+    from torchvision.models import get_model
+    torch.manual_seed(0); net = get_model(arch, weights=None, num_classes=7).eval(); p = core.save(net, tmp_path/'w')
+    ex = extractor_from(f'torchvision:{arch}', p, num_classes=7, size=64); grey,rgb = unit(images(2, size=28)), unit(images(2, channels=3, size=40))
+    assert ex(grey).shape == ex(rgb).shape == (2, d)
+    mean,std = torch.tensor([.485,.456,.406])[:,None,None], torch.tensor([.229,.224,.225])[:,None,None]
+    seen = ((F.interpolate(rgb, (64,64), mode='bilinear', antialias=True)+1)/2 - mean)/std
+    with torch.no_grad(): assert torch.allclose(ex.head(ex(rgb)), net(seen), atol=1e-4)          # its classes, as without us
+    torch.save(net.state_dict(), tmp_path/'w.pth'); assert torch.equal(extractor_from(f'torchvision:{arch}', tmp_path/'w.pth', num_classes=7, size=64)(rgb), ex(rgb))
+    says('holds weights of another network', lambda: extractor_from(f'torchvision:{arch}', p, num_classes=8))
+    with pytest.raises(FileNotFoundError, match='give the path of the weights'): extractor_from('torchvision:resnet18', tmp_path/'none.safetensors')
 
 # --- ImageEval
 

@@ -2,24 +2,25 @@
 import importlib, importlib.metadata, math, sys, types
 import pytest
 import torch
-from api import Level
-from miniai.karras import (KarrasCB, denoiser_from_eps, draw_sigmas, karras_steps, sample, sample_dpmpp_2m, sample_euler, sample_euler_ancestral,
-                           sample_heun, sample_lms, scalings, sigmas_karras)
-from miniai.learner import DeviceCB, TrainCB
-from miniai.schedules import grid, sample_grid
-from oracles import Gaussian, f64, gen, order
+from miniai.denoiser import Denoiser
+from miniai.diffusion import Level, NoiseCB, ddpm, levels, sample_loop
+from miniai.karras import (denoise, draw_sigmas, edm, from_x0, sample, sample_dpmpp_2m, sample_euler, sample_euler_ancestral,
+                           sample_heun, sample_lms, scalings, sigmas_karras, ve)
+from miniai.learner import DeviceCB
+from miniai.solvers import sample as sample_by_name
+from oracles import Gaussian, Network, f64, fit, gen, noise, order
 
 SIZE = (3,1,4,4)
 STEPS = 5, 10, 18, 40
 
-def states(step, f, n, size=SIZE, **kw):
-    "`(σ, x)` after each step of a sampler of notebook 23, f being `(x, σ) → x̂0`; float64, noise by seed 7"
-    torch.manual_seed(7)
-    return [(s.sigma, s.x) for s in karras_steps(step, f, size, n, device='cpu', dtype=torch.float64, **kw)]
+def states(step, f, n, size=SIZE, sigma_min=.01, sigma_max=80., rho=7., **kw):
+    "`(σ, x)` after each step, f being `(x, σ) → x̂0`; float64, noise by seed 7"
+    torch.manual_seed(7); ls = levels(ve, sigmas_karras(n, sigma_min, sigma_max, rho)); randn = lambda: torch.randn(size, **f64)
+    return [(now.level.sigma, now.x) for now in sample_loop(from_x0(f), ls[0].sigma*randn(), ls, step, randn, **kw)]
 
 def exact(x, sigma, m=.6, s=.3):
     "x̂0 for pixels that are -m or m, give or take s: the exact denoiser of a mixture of two Gaussians. σ is a number, or one for each image"
-    v = torch.as_tensor(sigma).reshape(-1, *[1]*(x.ndim-1))**2 + s**2
+    v = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1, *[1]*(x.ndim-1))**2 + s**2
     return (s**2*x + (v-s**2)*m*(m*x/v).tanh())/v
 
 def ours(step, n, f=exact, **kw): return states(step, f, n, **kw)[-1][1]
@@ -57,10 +58,10 @@ def test_the_grid_is_k_diffusions(k, n):
     for lo,hi,rho in ((.01, 80., 7.), (.002, 80., 7.), (.1, 10., 3.)):
         torch.testing.assert_close(sigmas_karras(n, lo, hi, rho).float(), k.get_sigmas_karras(n, lo, hi, rho), rtol=2e-6, atol=0)     # theirs is made in float32
 
-@pytest.mark.parametrize('a,b', [(sample_euler_ancestral, dict(eta=.5)), (sample_heun, dict(s_churn=2.)), (sample_lms, dict(order=3))], ids=lambda o: getattr(o, '__name__', ''))
-def test_another_setting_is_seen(k, a, b):
+@pytest.mark.parametrize('step,name,kw', [(sample_euler_ancestral, 'sample_euler_ancestral', dict(eta=.5)), (sample_heun, 'sample_heun', dict(s_churn=2.)), (sample_lms, 'sample_lms', dict(order=3))], ids=str)
+def test_another_setting_is_seen(k, step, name, kw):
     "The comparison can fail: with another η, churn or order than theirs the images differ by far more than the tolerance"
-    assert (ours(a, 10, **b) - theirs(getattr(k, a.__name__), 10)).abs().max() > 1e-3
+    assert (ours(step, 10, **kw) - theirs(getattr(k, name), 10)).abs().max() > 1e-3
 
 def algorithm_2(D, N, S_churn, S_tmin=0., S_tmax=math.inf, S_noise=1., evaluate_at='t_hat', size=SIZE):
     "Karras et al. (2022), Algorithm 2, line by line; their t is σ"
@@ -103,7 +104,7 @@ def test_noise_levels_are_log_normal():
     σs = draw_sigmas(100_000, generator=gen())
     assert abs(σs.log().mean()+1.2) < .02 and abs(σs.log().std()-1.2) < .02 and (σs > 0).all()
     assert torch.equal(draw_sigmas(5, generator=gen()), draw_sigmas(5, generator=gen()))
-    for kw,says in ((dict(n=0), 'got n=0'), (dict(n=3, P_std=-1.), 'P_std=-1.0')): sentence(ValueError, says, draw_sigmas, **kw)
+    for kw,says in ((dict(n=0), 'n ≥ 1 and P_std > 0 expected: got 0'), (dict(n=3, P_std=-1.), 'got 3, -1.0')): sentence(ValueError, says, draw_sigmas, **kw)
 
 def test_the_grid():
     "Even in σ^(1/ρ), from the largest to the smallest, then 0"
@@ -139,11 +140,32 @@ def test_what_the_denoiser_is_told_matters():
     right = states(sample_heun, gaussian, 100, size, s_churn=40.)[-1][1]; wrong = algorithm_2(gaussian, 100, 40., evaluate_at='t', size=size)
     assert abs(right.std()/.5-1) < .015 and wrong.std() > 1.02*right.std()
 
-# --- the callback
+# --- networks
 
-def test_the_callback_is_an_ordinary_trainer():
-    assert issubclass(KarrasCB, TrainCB) and KarrasCB.order == DeviceCB.order+1
-    assert not {'get_loss', 'backward', 'step', 'zero_grad'} & vars(KarrasCB).keys()      # only the batch and the network's call are its own
+def test_the_callback_noises_and_nothing_else():
+    assert NoiseCB.order == DeviceCB.order+1 and not {'predict', 'get_loss', 'backward', 'step', 'zero_grad'} & set(dir(NoiseCB))
+
+def test_denoise_is_equation_7():
+    "A network that says 0 leaves c_skip·x; a level for each image is a call for each"
+    x,form = noise(2,1,4,4), edm(.7)
+    torch.testing.assert_close(denoise(Denoiser(lambda x, t: 0*x, form), x, 1.), x*scalings(1., .7)[0], rtol=0, atol=1e-12)
+    net = Denoiser(lambda x, t: x*t[:,None,None,None], form)
+    together = denoise(net, x, torch.tensor([1., 5.]))
+    torch.testing.assert_close(together, torch.cat([denoise(net, x[:1], 1.), denoise(net, x[1:], 5.)]), rtol=0, atol=1e-6)
+
+def test_a_network_carries_its_form():
+    "What `NoiseCB` left on it is what `denoise` and the samplers read"
+    net = torch.nn.Conv2d(1, 1, 1); net.forward = lambda x, t: 0*x
+    with pytest.raises(ValueError, match='what was Conv2d trained to predict'): denoise(net, noise(2,1,4,4), 1.)
+    net.form = edm(.7)
+    assert denoise(net, noise(2,1,4,4), 1.).abs().max() > 0
+    assert sample(sample_euler, net, SIZE, 3, device='cpu').isfinite().all()
+
+def test_a_network_that_guesses_noise_needs_no_retraining():
+    "DDPM's form, Karras's samplers: the exact network draws the exact Gaussian"
+    net = Network(Gaussian(.3, .5), ddpm()); net.form = ddpm()
+    x = sample(sample_lms, net, (10,1,40,40), 40, sigma_max=150., device='cpu', generator=gen())
+    assert abs(x.mean()-.3) < .02 and abs(x.std()/.5-1) < .05
 
 # --- bad input
 
@@ -152,7 +174,7 @@ def sentence(error, words, f, *args, **kw):
     text = str(e.value); assert words in text and '\n' not in text and e.value.__context__ is None, text
 
 def test_levels_that_do_not_fall():
-    for lo,hi in ((80., .01), (1., 1.), (0., 80.), (-1., 80.), (.01, math.inf)): sentence(ValueError, f'must satisfy 0 < sigma_min < sigma_max: got sigma_min={lo}, sigma_max={hi}', ours, sample_euler, 5, sigma_min=lo, sigma_max=hi)
+    for lo,hi in ((80., .01), (1., 1.), (0., 80.), (-1., 80.), (.01, math.inf)): sentence(ValueError, f'0 < sigma_min < sigma_max expected: got {lo} and {hi}', ours, sample_euler, 5, sigma_min=lo, sigma_max=hi)
 
 @pytest.mark.parametrize('rho', [0, -7, math.inf, math.nan])
 def test_rho(rho): sentence(ValueError, f'rho must be above 0 (7 is usual), got {rho}', ours, sample_euler, 5, rho=rho)
@@ -163,22 +185,20 @@ def test_steps(n): sentence(ValueError, f'a whole number of steps, at least 1; g
 @pytest.mark.parametrize('order', [0, -1, 5, 1.5])
 def test_order(order): sentence(ValueError, f'order must be 1, 2, 3 or 4 slopes, got {order}', ours, sample_lms, 5, order=order)
 
-@pytest.mark.parametrize('bad', [math.nan, math.inf])
+@pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
 def test_a_model_that_gives_nan(bad):
-    "Which step and which σ: of Heun's two calls in a step too"
+    "Which call and which σ: of Heun's two calls in a step too"
     σs = sigmas_karras(5)
-    for step,at,i in ((sample_euler, 0, 1), (sample_euler, 3, 4), (sample_dpmpp_2m, 4, 5), (sample_heun, 3, 3)):      # Heun's third step looks at the fourth level
-        sentence(FloatingPointError, f'NaN or infinity in step {i} of 5, at σ={σs[at]:.4g}', ours, step, 5, lambda x, s: exact(x, s) + (bad if s <= σs[at] else 0.))
+    for step,at,call in ((sample_euler, 0, 1), (sample_euler, 3, 4), (sample_dpmpp_2m, 4, 5), (sample_heun, 3, 6)):      # Heun's third step looks at the fourth level
+        sentence(FloatingPointError, f'returned NaN or infinity in call {call}, at σ/α={σs[at]:.4g}: look for it', ours, step, 5, lambda x, s: exact(x, s) + (bad if s <= σs[at] else 0.))
 
-def test_t_of_one_for_a_model_that_guesses_the_noise():
-    "There α is 0 and x̂0 is undefined: the sentence says so, on the continuous time of notebook 22 and on a table of ᾱ"
-    noise = lambda x, t: x
-    sentence(ValueError, 'at t=1 α=√ᾱ is 0, and x̂0 = (x-σ·ε̂)/α would divide by it', sample_grid, noise, SIZE, 5, t_max=1., device='cpu')
-    sentence(ValueError, 'at t = 1 α is 0 too, and x̂0 = (x-σ·ε̂)/α would divide by it', denoiser_from_eps, noise, torch.tensor([.9, .5, 0.]))
-    for t_max in (1.2, -.1, math.nan): sentence(ValueError, 'the times must run down within [0,1]', grid, 5, t_max)
+@pytest.mark.parametrize('bad', [0., -2., math.inf, math.nan, torch.tensor([1., 0.]), torch.ones(3)], ids=str)
+def test_a_level_out_of_range(bad):
+    sentence(ValueError, 'σ must be one number above 0, or one for each of the 2 images; got', denoise, Denoiser(lambda x, t: x, edm()), noise(2,1,4,4), bad)
 
-def test_a_level_out_of_range():
-    den = denoiser_from_eps(lambda x, t: x, torch.tensor([.99, .5, .1])); x = torch.zeros(SIZE)
-    for s in (0., -1., math.nan, math.inf): sentence(ValueError, 'σ must be above 0 and finite, got', den, x, s)
-    sentence(ValueError, 'σ=80 is noisier than all that the network was trained on: start at its last time with sigma_max=3', den, x, 80.)
-    assert sample(sample_euler, den, SIZE, 3, sigma_max=3., device='cpu').isfinite().all()
+def test_more_noise_than_a_network_has_seen(capsys):
+    "The grid is cut to what it knows, and that is said"
+    den = Denoiser(Network(Gaussian(), ddpm()), ddpm()); first = []
+    sample_by_name(den, 2, steps=3, size=(1,4,4), sigma_max=1000., device='cpu', on_step=lambda i, now: first.append(now.level.sigma))
+    assert 'σ_max=1000 is beyond what this network was trained on: starting at 157.4' in capsys.readouterr().out
+    sample_by_name(den, 2, steps=3, size=(1,4,4), device='cpu'); assert capsys.readouterr().out == ''

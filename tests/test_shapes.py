@@ -154,7 +154,8 @@ def test_a_dataset_of_one_column_still_gives_tuples():
     assert isinstance(b, tuple) and b[0].tolist() == [1., 2.]
 
 def test_two_callbacks_of_one_class_are_both_in_a_checkpoint(tmp_path):
-    from miniai.learner import CheckpointCB, MetricsCB, TrainLearner
+    from miniai.checkpoint import CheckpointCB
+    from miniai.learner import MetricsCB, TrainLearner
     b = [(torch.ones(4,1), torch.ones(4,1))]*2; ms = [MetricsCB(), MetricsCB()]
     fit = lambda ms, n: TrainLearner(nn.Linear(1,1), DataLoaders(b, b[:1]), F.mse_loss, lr=0.01, cbs=ms).fit(n, cbs=CheckpointCB(tmp_path/'c_0.5'))
     fit(ms, 1); assert (tmp_path/'c_0.5.safetensors').exists()

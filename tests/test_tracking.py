@@ -1,14 +1,15 @@
 "Trackers keep what a fit says, whatever happens to them or to it; no network, no account"
-import http.server, json, re, signal, sqlite3, struct, sys, threading, time
+import base64, http.server, json, os, re, shutil, signal, sqlite3, struct, subprocess, sys, threading, time
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from miniai import tracking as T
+from miniai import tracking as T, watching as W
 from miniai.core import load, read_records, set_seed
 from miniai.datasets import DataLoaders
-from miniai.learner import Callback, CheckpointCB, MetricsCB, TrainLearner
+from miniai.checkpoint import CheckpointCB
+from miniai.learner import Callback, MetricsCB, TrainLearner
 from common import run_python
 
 OFFLINE = dict(WANDB_MODE='offline', WANDB_ERROR_REPORTING='false', HF_HUB_OFFLINE='1', HF_HUB_DISABLE_TELEMETRY='1')
@@ -142,14 +143,14 @@ def weights(*cbs):
 
 def raises(d, step): raise RuntimeError('the server says no')
 def full(d, step): raise OSError(28, 'No space left on device')
-def blocks(d, step): time.sleep(5)
+def blocks(d, step): time.sleep(100)
 
 @pytest.mark.parametrize('log,words', [(None, None), (raises, 'RuntimeError: the server says no'), (full, 'OSError: .*No space left'), (blocks, r'calls were still waiting 0\.3 s after the fit')], ids=str)
 def test_training_does_not_notice(log, words, capsys, tmp_path):
     plain,_ = weights(MetricsCB()); capsys.readouterr()
     cb = T.TrackerCB(Api(log), sampler=sampler, folder=tmp_path, wait=0.3); tracked,secs = weights(cb)
     said = capsys.readouterr().out
-    assert torch.equal(plain, tracked) and secs < 4
+    assert torch.equal(plain, tracked) and secs < 50
     assert said.count('TrackerCB: ') == bool(words) and (not words or re.search(words, said))
 
 def test_a_full_disk(capsys):
@@ -250,7 +251,7 @@ def test_one_message_for_each_goal(inbox):
 def test_a_message_when_a_fit_fails(inbox):
     url,got = inbox
     with pytest.raises(RuntimeError): learner(MetricsCB(), T.NotifyCB('loss<0', url, wait=60), Crash()).fit(2)
-    assert len(got) == 1 and got[0]['title'] == 'miniai: a fit failed' and 'RuntimeError in epoch 0: crash' in got[0]['message']
+    assert len(got) == 1 and got[0]['title'] == 'miniai: a fit failed' and 'in epoch 0: RuntimeError: crash' in got[0]['message']
 
 def test_a_dead_endpoint(capsys):
     plain,_ = weights(MetricsCB()); tracked,_ = weights(MetricsCB(), T.NotifyCB('loss<1000', 'json://127.0.0.1:9/', wait=60))
@@ -272,11 +273,235 @@ def test_bad_goals_and_addresses():
     with pytest.raises(ValueError, match=r"the goal 'accuracy>0.9' names no metric of this fit: mae, loss; add"): learner(MetricsCB(mae=Mae()), T.NotifyCB('accuracy>0.9', 'json://x')).fit(1)
     with pytest.raises(ValueError, match='there is no MetricsCB'): learner(T.NotifyCB('loss<1', 'json://x')).fit(1)
 
-def test_a_folder_of_all_sorts(tmp_path):
-    from PIL import Image
-    said = []
-    for i,(size,mode) in enumerate([((32,32),'RGB')]*9 + [((40,20),'RGBA'), ((32,32),'L'), ((32,32),'P')]): Image.new(mode, size).save(tmp_path/f'{i}.png')
-    arrs = T.folder_arrays(tmp_path, say=said.append)
-    assert arrs['train'][0].shape == (11,3,32,32) and arrs['test'][0].shape == (1,3,32,32)
-    assert len(said) == 2 and '11 of 32×32, 1 of 40×20: cropped to squares and resized to 32×32' in said[0] and '9 of RGB, 1 of L, 1 of P, 1 of RGBA: converted to RGB' in said[1]
-    with pytest.raises(ValueError, match='holds 0 images'): T.folder_arrays(tmp_path/'none')
+# --- disks, folders and secrets
+
+def disk_full(*a, **k): raise OSError(28, 'No space left on device')
+
+def fit_with(*cbs, n=2):
+    "The weights after a fit with these callbacks"
+    learn = learner(*cbs); learn.fit(n)
+    return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+
+def test_weights_that_cannot_be_written_are_a_sentence_and_later_callbacks_still_save(monkeypatch, tmp_path, capsys):
+    "safetensors raises an error of its own, which is no OSError"
+    from safetensors import SafetensorError
+    saved = []
+    class Later(Callback):
+        order = 95
+        def after_fit(self, learn): saved.append(learn.n_epochs)
+    plain = fit_with(MetricsCB()); capsys.readouterr()
+    def full(*a, **k): raise SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)')
+    monkeypatch.setattr(T, 'save', full)
+    tracked = fit_with(T.JSONLCB(name='x', folder=tmp_path, wait=60), Later())
+    out = capsys.readouterr().out
+    assert torch.equal(plain, tracked) and saved == [2]
+    assert out.count('JSONLCB: ') == 1 and 'the weights could not be written (SafetensorError: Error while serializing' in out
+    assert read_records(tmp_path/'x/run.jsonl')[-1]['finished']
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A file system of 16 KiB"
+    d = tmp_path/'disk'; d.mkdir()
+    if not shutil.which('mount') or subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=16k', 'tmpfs', d], capture_output=True).returncode:
+        pytest.skip('no file system can be mounted here')
+    yield d
+    subprocess.run(['umount', d], check=True)
+
+def test_a_fit_on_a_disk_that_is_full(small_disk, tmp_path, capsys):
+    "Weights, pictures and records find no room; the fit and its checkpoint do not notice"
+    plain = fit_with(MetricsCB()); capsys.readouterr(); (small_disk/'other').write_bytes(bytes(14*1024))
+    big = lambda model: torch.rand(64,3,32,32)*2-1
+    learn = learner(T.JSONLCB(name='x', folder=small_disk, sampler=big, wait=60), W.SaveGridCB(big, small_disk/'grids'))
+    learn.fit(2, cbs=CheckpointCB(tmp_path/'c'))
+    assert torch.equal(plain, torch.cat([p.detach().flatten() for p in learn.model.parameters()]))
+    out = capsys.readouterr().out
+    assert out.count('JSONLCB: OSError: [Errno 28] No space left') == 1 == out.count('SaveGridCB: OSError: [Errno 28] No space left')
+    assert not [p for p in small_disk.rglob('*') if p.suffix in ('.png', '.safetensors')]
+
+@pytest.mark.parametrize('what', ['grid', 'jsonl pictures', 'jsonl lines', 'code'])
+def test_a_disk_that_fills_up_changes_no_weights(what, monkeypatch, tmp_path, capsys):
+    plain = fit_with(MetricsCB()); capsys.readouterr()
+    if what == 'grid': monkeypatch.setattr(W, 'write_png', disk_full); cbs = [MetricsCB(), W.SaveGridCB(sampler, tmp_path)]
+    else: cbs = [T.JSONLCB(name='x', folder=tmp_path, sampler=sampler, wait=60)]
+    if what == 'jsonl pictures': monkeypatch.setattr(T, 'write_png', disk_full)
+    if what == 'jsonl lines': monkeypatch.setattr(T._JSONLRun, 'write', disk_full)
+    if what == 'code': monkeypatch.setattr(T.Path, 'write_text', disk_full)
+    assert torch.equal(fit_with(*cbs), plain)
+    assert capsys.readouterr().out.count('No space left on device; training goes on') == 1
+
+def test_the_disk_that_filled_up_left_half_a_line(tmp_path):
+    "The next line begins anew, and all but the half is read"
+    run = T._JSONLRun(tmp_path/'run.jsonl', {}); run.log({'a': 1.}, 1)
+    with run.path.open('ab') as f: f.write(b'{"time": "2026-01-01", "st')
+    run.log({'a': 2.}, 2)
+    with pytest.warns(UserWarning, match='no record in line 3'): recs = read_records(run.path)
+    assert [r['a'] for r in recs if 'a' in r] == [1., 2.]
+
+@pytest.mark.parametrize('text', ['a\x85b', 'a\u2028b', 'a\u2029b', 'a\nb\r\x0b\x0c\x1c\x1d\x1e', 'σ ∞'])
+def test_a_record_is_one_line_for_every_reader(text, tmp_path):
+    run = T._JSONLRun(tmp_path/'run.jsonl', {'text': text, 'nan': float('nan')}); lines = run.path.read_text(encoding='utf-8').splitlines()
+    assert len(lines) == 1 and json.loads(lines[0])['config']['text'] == text
+
+@pytest.mark.parametrize('make', [lambda d: T.JSONLCB(name='x', folder=d, wait=60), lambda d: T.TensorBoardCB(name='x', folder=d, wait=60),
+                                  lambda d: T.TrackerCB(Api(), folder=d, wait=60)], ids=['jsonl', 'tensorboard', 'own'])
+def test_a_folder_that_cannot_be_made(make, tmp_path, capsys):
+    "A file where the folder should be: to root no folder is read-only, this is"
+    (tmp_path/'f').write_text('mine'); plain = fit_with(MetricsCB()); capsys.readouterr()
+    assert torch.equal(fit_with(make(tmp_path/'f/runs')), plain)
+    assert capsys.readouterr().out.count('training goes on') == 1 and (tmp_path/'f').read_text() == 'mine'
+
+def test_grids_into_a_folder_that_cannot_be_made(tmp_path, capsys):
+    (tmp_path/'f').write_text('mine'); learner(W.SaveGridCB(sampler, tmp_path/'f/grids')).fit(3)
+    assert capsys.readouterr().out.count('SaveGridCB: ') == 1
+
+SECRETS = {
+    "NotifyCB('loss<1', 'mailto://me:hunter2@example.org')": 'hunter2',
+    "url = 'https://me:hunter2@example.org/x?n=3'": 'hunter2',
+    "get('https://example.org/x?n=3&api_key=hunter2&m=4')": 'hunter2',
+    "'https://hooks.slack.com/services/T000/B000/hunter2'": 'hunter2',
+    "'https://discord.com/api/webhooks/1/hunter2'": 'hunter2',
+    "postgres://me:hunter2@db/x": 'hunter2',
+    "os.environ['HF_TOKEN'] = 'hunter2'": 'hunter2',
+    "os.environ.setdefault('WANDB_API_KEY', 'hunter2')": 'hunter2',
+    "login(password=\"hunter 2's\")": 'hunter 2',
+    '{"client_secret": "hunter2"}': 'hunter2',
+    "+export OPENAI_API_KEY=hunter2": 'hunter2',
+    "x = 'hf_abcdefghijklmnopqrstuvwxyz'": 'hf_abc',
+    "x = 'ghp_abcdefghijklmnopqrstuvwxyz'": 'ghp_abc',
+    "x = 'sk-proj-abcdefghijklmnopqrstuvwxyz'": 'abcdefg',
+    "wandb.login('0123456789abcdef0123456789abcdef01234567')": '01234567',
+    "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----": 'hunter2'}
+
+@pytest.mark.parametrize('text', SECRETS)
+def test_secrets_are_masked(text):
+    out = W.mask_secrets(text)
+    assert SECRETS[text] not in out and '…' in out and W.mask_secrets(out) == out
+
+@pytest.mark.parametrize('text', ["tokens = tokenizer(x)", "key = jax.random.key(0)", "see https://example.org/a?b=c#d", "α = path(t)[0]",
+                                  "for k,v in d.items(): print(f'{k}: {v}')", "git clone https://github.com/fastai/nbdev"])
+def test_what_is_no_secret_is_left(text): assert W.mask_secrets(text) == text
+
+@pytest.mark.parametrize('text', ['a', 'token', 'KEY', '?a&', '=token&', 'eyJ', 'a://', '-----BEGIN PRIVATE KEY-----'])
+def test_masking_takes_no_time(text):
+    "A notebook's diff is a megabyte, much of it one line"
+    t = time.process_time()
+    for start in ('', 'https://x/?'): W.mask_secrets(start + text*(200_000//len(text)))
+    W.mask_secrets(base64.b64encode(os.urandom(500_000)).decode())
+    assert time.process_time()-t < 3
+
+def test_run_records_hold_no_secret(tmp_path, monkeypatch):
+    "Neither in the source, nor in git's changes, nor in the config"
+    src = tmp_path/'train.py'; src.write_text("NotifyCB('loss<1', 'mailto://me:hunter2@example.org')\nlr = 0.1\n")
+    main = sys.modules['__main__']; monkeypatch.setattr(main, '__file__', str(src), raising=False); monkeypatch.delattr(main, 'In', raising=False)
+    git = T._git; monkeypatch.setattr(T, '_git', lambda *a: "+HF_TOKEN='hunter2'\n+lr = 1\n" if a[0] == 'diff' else git(*a))
+    config = dict(url='tgram://hunter2/1', api_key='hunter2', n=3, deep=[{'password': 'hunter2'}])
+    learner(T.JSONLCB(name='x', folder=tmp_path, config=config, wait=60)).fit(1)
+    files = {p.name: p.read_text(encoding='utf-8') for p in (tmp_path/'x').iterdir() if p.suffix != '.safetensors'}
+    assert {'code.py', 'changes.diff', 'run.jsonl'} <= set(files) and not [k for k,v in files.items() if 'hunter2' in v]
+    assert 'lr = 0.1' in files['code.py'] and 'lr = 1' in files['changes.diff'] and read_records(tmp_path/'x/run.jsonl')[0]['config']['n'] == 3
+
+def test_no_source_is_kept_where_none_is_wanted(tmp_path, monkeypatch):
+    monkeypatch.setattr(T, 'run_source', lambda: 1/0)
+    learner(T.JSONLCB(name='x', folder=tmp_path, code=False, wait=60)).fit(1)
+    assert sorted(p.name for p in (tmp_path/'x').iterdir()) == ['run.jsonl', 'weights.json', 'weights.safetensors']
+
+def test_an_error_is_told_without_its_password(capsys, tmp_path, inbox):
+    url,got = inbox
+    def fail(*a): raise ConnectionError('https://me:hunter2@example.org/x refused')
+    learner(T.TrackerCB(Api(fail), sampler=sampler, folder=tmp_path, wait=60)).fit(1)
+    learner(T.TrackerCB(Api(), sampler=fail, folder=tmp_path, wait=60)).fit(1)
+    class Fails(Callback):
+        def after_loss(self, learn): fail()
+    with pytest.raises(ConnectionError): learner(MetricsCB(), T.NotifyCB('loss<0', url, wait=60), Fails()).fit(1)
+    out = capsys.readouterr().out
+    assert out.count('ConnectionError: https://…@example.org/x refused') == 2 and 'hunter2' not in out
+    assert 'https://…@example.org/x refused' in got[0]['message'] and 'hunter2' not in str(got)
+
+class BadLoss(Callback):
+    "Leaves a loss that no tracker can copy, and raises"
+    order = 99
+    def after_batch(self, learn):
+        if learn.iter == 3: learn.metrics.losses.append('nothing'); raise RuntimeError('the first error')
+
+def test_trouble_in_a_cleanup_does_not_hide_the_first_error(tmp_path, capsys):
+    api = Api()
+    with pytest.raises(RuntimeError, match='the first error'): learner(T.TrackerCB(api, folder=tmp_path, wait=60), BadLoss()).fit(1)
+    assert api.done and 'TrackerCB: the last losses are lost: AttributeError' in capsys.readouterr().out
+
+# --- grids by steps, and scores
+
+def test_grids_by_steps(tmp_path):
+    learner(W.SaveGridCB(sampler, tmp_path, every=20, by='step', ncols=3)).fit(2)
+    assert [p.name for p in sorted(tmp_path.glob('*'))] == ['step_000020.png', 'step_000040.png']
+
+def test_steps_are_counted_on_after_a_kill(tmp_path):
+    class Stop(Callback):
+        def before_epoch(self, learn):
+            if learn.epoch == 1 and learn.training: raise KeyboardInterrupt()
+    cbs = lambda: [W.SaveGridCB(sampler, tmp_path/'g', every=20, by='step')]
+    with pytest.raises(KeyboardInterrupt): learner(*cbs()).fit(2, cbs=[Stop(), CheckpointCB(tmp_path/'c', every=25)])
+    learner(*cbs()).fit(2, cbs=[CheckpointCB(tmp_path/'c', every=25)])
+    assert [p.name for p in sorted((tmp_path/'g').glob('*'))] == ['step_000020.png', 'step_000040.png']
+
+@pytest.mark.parametrize('kw,words', [(dict(by='batch'), "`by` is 'epoch' or 'step', got 'batch'"), (dict(every=0), '`every` counts epochs, from 1, got 0')])
+def test_bad_grids(kw, words):
+    with pytest.raises(ValueError, match=words): W.SaveGridCB(sampler, **kw)
+
+def test_a_grid_of_images():
+    g = W.image_grid(-torch.ones(3,1,4,4)); assert g.shape == (9,9,3) and g[0,0].tolist() == [0]*3 and g[4,4].tolist() == [255]*3 == g[-1,-1].tolist()
+
+def spread(x): return x.std()
+
+def test_scores_join_the_metrics(tmp_path, inbox):
+    "They are NaN where they were not computed; a tracker is told those that were, and a goal can be set"
+    url,got = inbox; api = Api(); cb = T.TrackerCB(api, folder=tmp_path, wait=60)
+    score = W.ScoreCB(sampler, every=2, spread=spread, n=len)
+    learn = learner(cb, score, W.NotifyCB('n>=4', url, wait=60)); learn.fit(4)
+    want = spread(sampler_at(42, learn.model)).item()
+    vals = [d['spread'] for d in learn.metrics.history if d['train'] == 'eval']
+    assert np.isnan(vals[::2]).all() and vals[1] == vals[3] == pytest.approx(want)
+    assert all(np.isnan(d['spread']) for d in learn.metrics.history if d['train'] == 'train')
+    assert [d['valid/n'] for d,_ in api.rows if 'valid/n' in d] == [4., 4.] and not [d for d,_ in api.rows if 'train/n' in d]
+    assert [m['title'] for m in got] == ['miniai: n>=4'] and len(score.seconds) == 2
+    assert list(learn.metrics.all_metrics) == ['loss']
+
+def sampler_at(seed, model):
+    with W.aside(model, seed): return sampler(model)
+
+def test_scoring_does_not_touch_the_training():
+    assert torch.equal(fit_with(MetricsCB()), fit_with(MetricsCB(), W.ScoreCB(sampler, spread=spread)))
+
+def test_scores_without_validation():
+    learn = learner(MetricsCB(), W.ScoreCB(sampler, n=len)); learn.dls.valid = []; learn.fit(2, valid=False)
+    assert [d['n'] for d in learn.metrics.history] == [4., 4.]
+
+def test_a_score_that_fails_is_a_sentence(capsys):
+    def bad(x): raise ValueError('NaN in the samples')
+    assert torch.equal(fit_with(MetricsCB()), fit_with(MetricsCB(), W.ScoreCB(sampler, fid=bad)))
+    assert capsys.readouterr().out.count('ScoreCB: the samples could not be scored: ValueError: NaN in the samples') == 1
+
+def test_scores_and_checkpoints(tmp_path):
+    class Stop(Callback):
+        def before_epoch(self, learn):
+            if learn.epoch == 1 and learn.training: raise KeyboardInterrupt()
+    cbs = lambda: [MetricsCB(), W.ScoreCB(sampler, n=len)]
+    with pytest.raises(KeyboardInterrupt): learner(*cbs()).fit(2, cbs=[Stop(), CheckpointCB(tmp_path/'c', every=25)])
+    learn = learner(*cbs()); learn.fit(2, cbs=[CheckpointCB(tmp_path/'c', every=25)])
+    assert [d['n'] for d in learn.metrics.history if d['train'] == 'eval'] == [4., 4.]
+
+def test_bad_scores():
+    with pytest.raises(ValueError, match='ScoreCB needs a function of images'): W.ScoreCB(sampler)
+    with pytest.raises(ValueError, match='`every` counts epochs, from 1, got 0'): W.ScoreCB(sampler, every=0, n=len)
+    with pytest.raises(ValueError, match='ScoreCB gives its scores to a MetricsCB'): learner(W.ScoreCB(sampler, n=len)).fit(1)
+
+# --- several runs
+
+def test_runs_side_by_side(tmp_path):
+    import matplotlib.pyplot as plt
+    for lr in (0.01, 0.1):
+        learn = learner(T.JSONLCB(name=f'lr {lr}', folder=tmp_path, weights=False, code=False, wait=60)); learn.lr = lr; learn.fit(2)
+    got = T.compare_runs(tmp_path); ax = plt.gca(); plt.close()
+    assert list(got) == ['lr 0.01', 'lr 0.1'] and list(got['lr 0.1']) == [25, 50] and ax.get_ylabel() == 'valid/loss'
+    assert got['lr 0.1'][50] == pytest.approx([d['loss'] for d in learn.metrics.history][-1])
+    with pytest.raises(ValueError, match="holds 'fid'; they hold batch/loss, lr, train/loss, valid/loss"): T.compare_runs(tmp_path, 'fid')
+    with pytest.raises(FileNotFoundError, match='there is no run.jsonl below'): T.compare_runs(tmp_path/'none')

@@ -1,0 +1,134 @@
+"""Seconds of CPU to a FID of 10×, 5× and 2.5× the floor, on Fashion-MNIST.
+
+    python experiments/speedrun.py --name NAME [--seconds 200] [--seed 42]     train, score, append to results/speedrun.jsonl
+    python experiments/speedrun.py --show                               the board, from the records
+
+Rules.
+1. Data: Fashion-MNIST's 60,000 training images in ±1. Labels may be used in training; then samples are drawn with labels,
+   every class alike. No other data, no other network's weights.
+2. The clock is CPU seconds of the whole process, all threads together, from the first training step to the last,
+   without reading data, without scoring. The record says which CPU, and whether it computes in bfloat16: the same
+   recipe costs two to three times more on a CPU that does not, so compare rows of one machine only.
+3. Score: FID between 2,048 samples (seed 42) and the 10,000 test images by the features of the shipped classifier
+   `fashion_classifier`, floor 0.27 (2,048 training images against the same). Ten calls of the network for a sample, by
+   dpmpp_2m on Karras's grid from 80 to 0.01.
+4. Everything else may be tuned, on seed 42. A row counts as kept when three other seeds agree with it: the worst of
+   them must beat the best of the row it replaces. A row with one seed is a lead and says so.
+5. Failures stay in the log."""
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from fastcore.script import call_parse
+from torch import optim
+
+from miniai.accel import EMACB, MixedPrecision
+from miniai.core import Table, half_dtype, log_record, read_records, results_path, set_seed
+from miniai.datasets import fashion_dls
+from miniai.denoiser import Denoiser
+from miniai.diffusion import NoiseCB
+from miniai.karras import edm
+from miniai.learner import Callback, CancelFitException, DeviceCB, Learner, TrainCB
+from miniai.recipes import reference_eval, score
+from miniai.sgd import BatchSchedCB
+from miniai.unet import UNet
+
+@dataclass(frozen=True)
+class Recipe:
+    "What may differ between two rows of the board"
+    bs:int = 32             # images in a batch
+    lr:float = 2e-3         # the highest rate of Adam
+    muon:float = 0.         # the highest rate of Muon on the matrices; 0: Adam for everything
+    attn:int = 0            # sizes with attention
+    widths:tuple = (64,96)
+    patch:int = 2
+    P_mean:float = -0.6
+    P_std:float = 1.0
+    ema:float = 0.99
+    drop:float = -1.        # share of labels left out; -1: no labels
+
+RECIPES = dict(former=Recipe(bs=64, attn=1, P_mean=-1.2, P_std=1.2), small_batch=Recipe(attn=1, P_mean=-1.2, P_std=1.2),
+               no_attention=Recipe(P_mean=-1.2, P_std=1.2), levels=Recipe(), muon=Recipe(muon=0.01), muon_labels=Recipe(muon=0.01, drop=0.1),
+               narrow=Recipe(muon=0.01, widths=(48,96)))
+
+class MuonAdam(optim.Adam):
+    "Muon (Jordan 2024; torch.optim.Muon's rule) for matrices and kernels of two or more dimensions, fused Adam for the rest"
+    def __init__(self, net, lr, muon_lr):
+        outer = {id(p) for m in (net.conv_in, net.out, net.labels) if m is not None for p in m.parameters()}
+        inner = [p for p in net.parameters() if p.ndim > 1 and id(p) not in outer]; own = {id(p) for p in inner}
+        groups = [dict(params=inner, lr=muon_lr)] if muon_lr else []
+        rest = [p for p in net.parameters() if not muon_lr or id(p) not in own]
+        super().__init__([*groups, dict(params=rest)], lr=lr, eps=1e-5, fused=True); self.with_muon = bool(muon_lr)
+    @torch.no_grad()
+    def step(self, closure=None):
+        groups = self.param_groups; self.param_groups = groups[self.with_muon:]
+        super().step(); self.param_groups = groups
+        for p in groups[0]['params'] if self.with_muon else []: self._muon(p, groups[0]['lr'])
+    def _muon(self, p, lr):
+        s = self.state[p]; m = s.setdefault('momentum', torch.zeros_like(p)).lerp_(p.grad, 0.05)
+        g = p.grad.lerp(m, 0.95).flatten(1)
+        p.add_(orthogonal(g).view_as(p), alpha=-lr*max(1, g.shape[0]/g.shape[1])**0.5)
+
+def orthogonal(g, steps=5):
+    "The matrix g with singular values near 1, by five steps of Newton and Schulz (Jordan 2024)"
+    tall = g.shape[0] > g.shape[1]; X = g.T if tall else g
+    X = X/(X.norm()+1e-7)
+    for _ in range(steps):
+        A = X@X.T; X = 3.4445*X + (-4.7750*A + 2.0315*A@A)@X
+    return X.T if tall else X
+
+class BudgetCB(Callback):
+    "Warms the rate up over a tenth of the CPU seconds, lets it fall as a cosine over the rest, and stops; `steps` and `seconds` say how far it came"
+    order = 97
+    def __init__(self, seconds): self.budget,self.steps = seconds, 0
+    def before_fit(self, learn): self.start,self.lrs = time.process_time(), [g['lr'] for g in learn.opt.param_groups]; self._set(learn)
+    @property
+    def seconds(self): return time.process_time()-self.start
+    def _set(self, learn):
+        u = min(self.seconds/self.budget, 1.); cosine = 0.5+0.5*torch.tensor(torch.pi*(u-0.1)/0.9).cos().item()
+        for g,lr in zip(learn.opt.param_groups, self.lrs): g['lr'] = lr*(max(u, 1e-3)/0.1 if u < 0.1 else cosine)
+    def after_batch(self, learn):
+        self.steps += 1; self._set(learn)
+        if self.seconds >= self.budget: raise CancelFitException()
+
+def train(r, seconds, seed):
+    "`(denoiser, steps, CPU seconds)` of a recipe"
+    set_seed(seed); labels = r.drop >= 0; form = edm(0.706, r.P_mean, r.P_std)
+    net = UNet(1, r.widths, n_blocks=1, attn=r.attn, patch=r.patch, t_scale=250., n_classes=10*labels)
+    n_inp = 2+labels; budget,ema = BudgetCB(seconds), EMACB(r.ema)
+    cbs = [DeviceCB(), NoiseCB(form, r.drop if labels else None), MixedPrecision(n_inp) if half_dtype() else TrainCB(n_inp), ema, budget]
+    learn = Learner(net, fashion_dls(r.bs, say=lambda s: None), F.mse_loss, lr=r.lr, cbs=cbs, opt_func=lambda ps, lr: MuonAdam(net, lr, r.muon))
+    learn.fit(1000, valid=False); spent = budget.seconds
+    net.load_state_dict(ema.ema)
+    return Denoiser(net.eval(), form, half_dtype(), dict(size=(1,28,28))), budget.steps, spent
+
+def board():
+    "The rows of the log, best first within each budget"
+    rows = sorted(read_records(results_path('speedrun'), what='speedrun'), key=lambda r: (r['budget'], r['fid']))
+    return Table([r | dict(times=r['fid']/r['floor']) for r in rows], dict(name='recipe', budget='CPU s', seed='seed', steps='steps', fid='FID', times='times the floor', cpu='CPU', half='precision'))
+
+def cpu_name():
+    "The processor, as /proc/cpuinfo names it, where there is one"
+    try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
+    except (OSError, StopIteration): return 'unknown'
+
+@call_parse
+def main(
+    name:str='',          # of a recipe
+    seconds:float=200.,   # CPU seconds of training
+    seed:int=42,          # of weights, data and noise
+    n:int=2048,           # images to score
+    show:bool=False,      # only show the board
+    note:str='',          # what the log should say of this run
+):
+    "Train one row of the board, or show it"
+    torch.set_num_threads(1)
+    if show: return print(board())
+    if name not in RECIPES: raise SystemExit(f'no recipe {name!r}: there are {", ".join(RECIPES)}')
+    r = RECIPES[name]; den,steps,spent = train(r, seconds, seed)
+    sampling = dict(y=torch.arange(n) % 10) if r.drop >= 0 else {}
+    rec = score(den, reference_eval(), n=n, sampling=sampling)
+    rec |= dict(what='speedrun', name=name, budget=seconds, steps=steps, train_cpu_seconds=round(spent, 1), seed=seed, sampling_seed=42, recipe=asdict(r), cpu=cpu_name(),
+                half=str(half_dtype() or torch.float32), note=note, command=f'python experiments/speedrun.py --name {name} --seconds {seconds:g} --seed {seed}')
+    log_record(results_path('speedrun'), **rec); print(name, seed, steps, round(spent), round(rec['fid'], 2), flush=True)

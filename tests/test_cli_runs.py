@@ -1,0 +1,161 @@
+"The commands called as functions: images to and from disk, training in every form, sampling, scoring, the quickstart"
+import inspect, json, os
+import pytest
+import torch
+from fastcore.script import anno_parser
+from miniai import cli, recipes
+from miniai.cli import data_dls, draw_strip, evaluate, quickstart, read_images, sample_images, train, write_images
+from miniai.core import load, read_records
+from miniai.datasets import fashion_dls, to_unit
+from miniai.diffusion import as_form
+from miniai.recipes import ddpm_levels, load_denoiser, score, suggest_sigmas
+from miniai.solvers import sample
+from miniai.unet import UNet
+
+OURS = 'ddpm', 'cosine', 'edm', 'flow'
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    "What is written goes to a folder of its own; networks are small, and so is what scores are against"
+    monkeypatch.chdir(tmp_path)
+    tiny = lambda channels=1, t_scale=1., **kw: UNet(channels, **dict(widths=(16,32), n_blocks=1, attn=0, patch=2, t_scale=t_scale) | kw)
+    monkeypatch.setattr(recipes, 'small_unet', tiny)
+    monkeypatch.setattr(cli, 'reference_eval', few)
+
+def few(against=None):
+    "The reference features, against 200 images"
+    return recipes.reference_eval(against or fashion_dls(64, 200, 200, say=lambda s: None))
+
+def uint8(n, c=1, size=8, seed=0): return torch.randint(0, 256, (n,c,size,size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+@pytest.fixture
+def folder(tmp_path): return write_images(uint8(30), tmp_path/'mine')
+
+def says(words, f, *args, **kw):
+    "It is refused in one sentence, and nothing is written"
+    with pytest.raises((ValueError, OSError)) as e: f(*args, **kw)
+    assert words in str(e.value) and '\n' not in str(e.value), str(e.value)
+
+# --- images
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('out', ['a.npz', 'folder'])
+def test_images_come_back(out, channels):
+    x = uint8(5, channels); assert torch.equal(read_images(write_images(x, out)), x)
+
+def test_a_grid_is_for_looking():
+    from PIL import Image
+    im = Image.open(write_images(uint8(4, 3), 'x.png')); assert im.mode == 'RGB' and im.size[0] > 16
+
+@pytest.mark.parametrize('out', ['x.png', 'x.npz', 'folder'])
+def test_nothing_is_overwritten_unasked(out):
+    write_images(uint8(4), out); says('say --force', write_images, uint8(2), out)
+    assert write_images(uint8(2), out, force=True).exists()
+    if out != 'x.png': assert len(read_images(out)) == 2                # nothing of the longer run is left among them
+
+def test_another_suffix(): says('.png or .npz', write_images, uint8(1), 'x.tiff')
+
+def test_unreadable_files_are_named(folder):
+    (folder/'broken.png').write_bytes(b'no image'); told = []
+    says('broken.png', read_images, folder)
+    assert len(read_images(folder, skip=True, say=told.append)) == 30 and 'broken.png' in told[0]
+
+def test_no_images(tmp_path):
+    (tmp_path/'empty').mkdir()
+    says('holds no images', read_images, 'empty'); says('does not exist', read_images, 'nowhere')
+
+def test_images_of_several_sizes(folder):
+    write_images(uint8(1, size=12), folder/'more'); says('images of 2 shapes', read_images, folder)
+
+# --- data
+
+def test_every_tenth_image_is_held_out(folder):
+    dls = data_dls(folder, bs=9); assert len(dls.train.x) == 27 and len(dls.valid.x) == 3
+    x = read_images(folder); assert torch.equal(dls.valid.x.cpu(), x[9::10])
+
+def test_too_few_images(tmp_path): says('at least 10 are needed', data_dls, write_images(uint8(5), tmp_path/'few'))
+
+# --- training
+
+@pytest.mark.parametrize('form', OURS)
+def test_train_in_every_form(form, folder):
+    "Weights, a card that says what was done, a denoiser that samples"
+    p = train(folder, out='w', form=form, epochs=1, bs=9, ema=.9, lr=1e-3); den = load_denoiser(p)
+    card = json.loads(p.with_suffix('.json').read_text(encoding='utf-8'))
+    assert card['form'] == den.form.card() and den.form == as_form(card['form']) and card['form']['name'] == form
+    told = dict(epochs=1, bs=9, ema=.9, lr=1e-3, seed=42, n_train=27, size=[1,8,8], data=str(folder))
+    assert {k: card[k] for k in told} == told and [h['train'] for h in card['history']] == ['train', 'eval']
+    assert sample(den, 2, steps=2).isfinite().all()
+
+def test_edm_s_spread_is_measured(folder):
+    sd = json.loads(train(folder, out='w', epochs=1, bs=27).with_suffix('.json').read_text(encoding='utf-8'))['form']['sigma_data']
+    assert abs(sd - to_unit(data_dls(folder).train.x).std().item()) < 1e-3
+
+def test_training_again_is_the_same(folder):
+    kw = dict(epochs=1, bs=9); a,_ = load(train(folder, out='a', **kw)); b,_ = load(train(folder, out='b', **kw)); c,_ = load(train(folder, out='c', seed=1, **kw))
+    assert all(torch.equal(a[k], b[k]) for k in a) and not all(torch.equal(a[k], c[k]) for k in a)
+
+def test_without_averaging(folder): assert json.loads(train(folder, out='w', epochs=1, ema=0.).with_suffix('.json').read_text(encoding='utf-8'))['ema'] == 0
+
+def test_colour(tmp_path):
+    den = load_denoiser(train(write_images(uint8(20, 3), tmp_path/'colour'), out='rgb', epochs=1, bs=9))
+    assert den.card['config']['channels'] == 3 and sample(den, 2, steps=1).shape == (2,3,8,8)
+
+def test_training_that_is_refused(folder):
+    train(folder, out='w', epochs=1, bs=27)
+    says('say --force', train, folder, out='w'); says("no form 'gan': there are ddpm", train, folder, out='new', form='gan'); says('does not exist', train, 'nowhere.npz', out='new2')
+    assert train(folder, out='w', epochs=1, bs=27, force=True).exists()
+
+# --- sampling
+
+def test_sample_and_record(folder):
+    w = train(folder, out='w', epochs=1, bs=27); r = dict(record='r.jsonl')
+    a,b = (read_images(sample_images(str(w), n=5, steps=2, bs=bs, out=f'{bs}.npz', **r)) for bs in (5, 2))
+    assert (a.int()-b.int()).abs().max() <= 2                         # bfloat16 rounds differently in other company
+    rec = read_records('r.jsonl'); assert [o['n'] for o in rec] == [5, 5] and rec[0]['nfe'] == 2 and rec[0]['seed'] == 0 and rec[0]['solver'] == 'dpmpp_2m'
+
+@pytest.mark.parametrize('bad,words', [(dict(weights='imagenet'), 'fashion_edm'), (dict(n=0), 'n and bs must be at least 1'), (dict(solver='rk45'), 'there are ddim'), (dict(steps=0), 'number of steps, at least 1'), (dict(out='x.tiff'), '.png or .npz')], ids=str)
+def test_sampling_that_is_refused(bad, words):
+    kw = dict(n=2, steps=1, out='never.png', record='r.jsonl') | bad; says(words, sample_images, **kw)
+    assert not os.path.exists(kw['out'])
+
+def test_the_way_as_a_strip():
+    draw_strip(load_denoiser(), 'strip.png', n=2, steps=3)
+    from PIL import Image
+    assert Image.open('strip.png').size[0] > 100
+
+# --- scoring
+
+def test_scores_and_their_record():
+    x = sample(load_denoiser(), 12, steps=2); p = write_images(((x.clamp(-1, 1)+1)*127.5).round().byte(), 'x.npz')
+    one,two = evaluate(str(p), record='e.jsonl'), evaluate(str(p), against=str(p), record='e.jsonl')
+    assert two['fid'] < one['fid'] and two['fid'] < .1 and two['floor'] is None and one['floor'] > 0           # the same images; and no training images to make a floor
+    assert [o['n'] for o in read_records('e.jsonl')] == [12, 12]
+
+def test_images_of_another_kind_are_refused(folder): says('fashion_classifier takes images', evaluate, str(folder))
+
+def test_a_record_of_a_solver():
+    r = score(load_denoiser(), few(), 'heun', 2, 10, model='m')
+    assert r['nfe'] == 3 and r['n'] == 10 and r['solver'] == 'heun' and r['model'] == 'm' and r['fid'] > 0 and r['cpu_seconds'] > 0
+
+def test_the_levels_of_the_first_lessons():
+    ls = ddpm_levels(10); assert [l.t for l in ls[:-1]] == list(range(900, -1, -100)) and ls[-1].sigma == 0
+
+def test_sigmas_for_one_s_own_images():
+    x = torch.randn(300,1,8,8, generator=torch.Generator().manual_seed(0))*.4; s = suggest_sigmas(x)
+    far = .4*2**.5*8              # two images of 64 pixels lie about that far apart
+    assert abs(s['sigma_data']-.4) < .01 and far < s['sigma_max'] < 1.5*far
+
+# --- all of it
+
+def test_quickstart(capsys):
+    quickstart(steps=2, n=10); out = capsys.readouterr().out
+    from PIL import Image
+    for f in ('samples.png', 'strip.png'): assert Image.open(f).size[0] > 100
+    a,b = read_records('quickstart.jsonl'); assert a['model'] == 'reference' and b['model'] == 'trained just now' and a['n'] == b['n'] == 10 and a['fid'] < b['fid']
+    assert 'FID' in out and 'reference' in out
+
+@pytest.mark.parametrize('f', [train, sample_images, evaluate, quickstart], ids=lambda f: f.__name__)
+def test_help_names_every_option(f):
+    h = anno_parser(inspect.unwrap(f)).format_help()
+    assert all(p.replace('_', '-') in h for p in inspect.signature(f).parameters)
