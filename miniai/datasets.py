@@ -18,7 +18,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch.utils.data import DataLoader, default_collate
 
 from .core import def_device
@@ -98,8 +100,13 @@ def _suptitle(fig, text, size, grow=True):
     w,h = fig.get_size_inches()
     if grow: w = max(w, min(4, _wide(text, size)+0.2))
     text,size = _wrap(text, w-0.1, size)
-    if grow: fig.set_size_inches(w, h + 0.08 + 1.25*size/72*(1+text.count('\n')))
+    if grow: fig.set_size_inches(w, h + 0.16 + 1.3*size/72*(1+text.count('\n')))
     fig.suptitle(text, size=size)
+
+class _Figure(Figure):
+    "A figure whose constrained layout needs no further tightening: code that asks for it gets no warning"
+    def tight_layout(self, **kwargs):
+        if not isinstance(self.get_layout_engine(), ConstrainedLayoutEngine): super().tight_layout(**kwargs)
 
 # %% ../nbs/05_datasets.ipynb #478c1383
 def subplots(
@@ -112,7 +119,8 @@ def subplots(
     **kwargs,       # for `plt.subplots`
 ) -> tuple:
     "`plt.subplots` whose size follows from the number of plots, in a constrained layout; returns figure and axes"
-    fig,ax = plt.subplots(nrows, ncols, figsize=figsize or (ncols*imsize, nrows*imsize), **{'layout': 'constrained'} | kwargs)
+    kwargs = {'layout': 'constrained', 'FigureClass': _Figure} | kwargs
+    fig,ax = plt.subplots(nrows, ncols, figsize=figsize or (ncols*imsize, nrows*imsize), **kwargs)
     if suptitle is not None: _suptitle(fig, str(suptitle), size, grow=figsize is None)
     return fig,ax
 
@@ -142,7 +150,7 @@ def _titles(axs, titles, inches):
     texts = [_wrap('' if t is None else str(t), inches, size)[0] for t in titles]; ncols = axs.shape[1]
     for ax,t in zip(axs.flat, texts): ax.set_title(t, size=size, pad=3)
     lines = [max((1+t.count('\n') for t in texts[i:i+ncols] if t), default=0) for i in range(0, len(texts), ncols)]
-    return sum(1.25*size/72*n + 0.05 for n in lines if n)
+    return sum(1.3*size/72*n + 0.05 for n in lines if n)
 
 def _signed(im): return isinstance(im, torch.Tensor) and im.is_floating_point() and im.min() < 0
 
@@ -165,8 +173,8 @@ def show_images(
     **kwargs,          # for `show_image`
 ):
     "Show images in a grid, all with one grey scale unless `vrange` is 'auto'; returns the figure when asked"
-    ims = list(ims); n = len(ims); imsize = max(imsize, 0.75)
-    if n == 0: raise ValueError('no images to show')
+    ims = list(ims); imsize = max(imsize, 0.75)
+    if (n := len(ims)) == 0: raise ValueError('no images to show')
     fig,axs = get_grid(n, nrows, ncols, imsize=imsize)
     if vrange is None and any(map(_signed, ims)): vrange = (-1,1)
     for im,ax in zip(ims, axs.flat): show_image(im, ax=ax, vrange=vrange, **kwargs)

@@ -124,7 +124,7 @@ def _hwc(shapes, size, channels):
     "`(height, width, channels)` that is wanted; grey among colour becomes RGB"
     c = channels or max(c for *_,c in shapes)
     if c not in (1, 3): raise ValueError(f'channels={channels!r}: 1 (grey) or 3 (RGB)')
-    return *(_pair(size) if size else shapes[0][:2]), c
+    return *(_pair(size) if size is not None else shapes[0][:2]), c
 
 def _common(shapes, size, channels, where, say):
     "`_hwc`, saying what it changes; raises `ValueError` for several sizes without `size`"
@@ -149,6 +149,7 @@ def _fit(a, h, w, c):
 
 def _shape(a): return (*a.shape[:2], 1 if a.ndim == 2 else 3)
 
+# %% ../nbs/05b_files.ipynb #e8f81826
 def stack_files(
     items,          # `(name, path or bytes)` of each file
     where,          # what to call them all in a message

@@ -123,6 +123,7 @@ def _may_write(path, nm):
     if not home.is_dir() or not os.access(home, os.W_OK):
         raise ValueError(f'{nm} cannot be written: {as_text(home)} is no folder, or not yours to write to')
 
+# %% ../nbs/05a_images.ipynb #72761c1f
 def check_out(
     out,          # where images will go: ends in .png (one sheet) or .npz, or is a folder of PNGs
     force=False,  # what was written there before may be replaced
@@ -167,6 +168,7 @@ def _move_in(tmp, out):
     for nm in sorted(new): os.replace(tmp/nm, out/nm)
     for p in left: p.unlink()
 
+# %% ../nbs/05a_images.ipynb #0d211c76
 def write_images(
     x,            # uint8 N×C×H×W
     out,          # ends in .png (one sheet), in .npz (`images`, N×H×W×C), or is a folder (of PNGs, 00000.png, …)

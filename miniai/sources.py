@@ -67,9 +67,14 @@ def _finish(parts, name, classes, where, opts):
     "`ImageData`, with its images brought to the size and channels that were asked for"
     nm = as_text(where); size,channels,say = opts['size'],opts['channels'],opts['say']
     parts = {k: (brought(x, nm, size, channels, say), y) for k,(x,y) in parts.items()}
-    sizes = {x.shape[1:] for x,_ in parts.values()}
-    if len(sizes) > 1:
-        raise ValueError(f'{nm}: splits of several shapes (C, H, W): {few(sorted(sizes))}. Give size and channels')
+    return _whole(parts, name, classes, nm)
+
+def _whole(parts, name, classes, where):
+    "`ImageData`, if all splits have images of one shape"
+    shapes = sorted({tuple(x.shape[1:]) for x,_ in parts.values()})
+    if len(shapes) > 1:
+        raise ValueError(f'{where} holds images of {len(shapes)} sizes (C, H, W): {few(shapes)}. '
+                         'Give size=(height, width)')
     return ImageData(parts, name, classes)
 
 def _own(parts, classes, where, opts):
@@ -119,8 +124,7 @@ def _folder_data(where, opts):
         chosen = [groups[src][i] for i in order]; x,kept = _read_group(chosen, where, opts)
         y = np.array([classes.index(chosen[i][0][0]) for i in kept], np.int64) if classes else None
         parts[k] = x,y
-    parts = _same_channels(parts)
-    return ImageData(parts, where.resolve().name, classes)
+    return _whole(_same_channels(parts), where.resolve().name, classes, as_text(where))
 
 # %% ../nbs/05d_sources.ipynb #b224d46d
 def _npz_parts(arrays, nm):

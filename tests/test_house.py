@@ -8,7 +8,11 @@ from common import MODULES, NOTEBOOKS, ROOT, cells, source, tree
 TABLE = {
     '00_core': ('core', ''),
     '01_imports': ('imports', 'any'),
-    '05_datasets': ('datasets', 'core'),
+    '05_datasets': ('datasets', 'core files formats images sources'),
+    '05a_images': ('images', 'core'),
+    '05b_files': ('files', 'images'),
+    '05c_formats': ('formats', 'files images'),
+    '05d_sources': ('sources', 'files formats images'),
     '07_convolutions': ('conv', 'core'),
     '09_learner': ('learner', 'core'),
     '09b_checkpoint': ('checkpoint', 'core learner'),
