@@ -240,6 +240,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'miniai.core._mismatch': ('core.html#_mismatch', 'miniai/core.py'),
                              'miniai.core._read_weights': ('core.html#_read_weights', 'miniai/core.py'),
                              'miniai.core._record': ('core.html#_record', 'miniai/core.py'),
+                             'miniai.core._stored': ('core.html#_stored', 'miniai/core.py'),
                              'miniai.core._sync': ('core.html#_sync', 'miniai/core.py'),
                              'miniai.core._take': ('core.html#_take', 'miniai/core.py'),
                              'miniai.core._write_tensors': ('core.html#_write_tensors', 'miniai/core.py'),
