@@ -10,40 +10,40 @@ __all__ = ['show_image', 'subplots', 'get_grid', 'show_images', 'inplace', 'coll
            'HUB_ID', 'ImageData', 'cifar10_arrays', 'fashion_arrays', 'fashion_mnist', 'find_data', 'held_out',
            'image_data', 'on_hub', 'to_dd']
 
-# %% ../nbs/05_datasets.ipynb #c9dc93b3
-import math, re
-from functools import lru_cache
+# %% ../nbs/05_datasets.ipynb #f77ba4cc
+import math
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch.utils.data import DataLoader, default_collate
 
 from .core import def_device
 from .files import ImageFiles, decode_image, image_files, read_images
-from .formats import CIFAR_CLASSES, FASHION_CLASSES, check_md5, cifar_binary, cifar_pickle, dd_arrays, read_idx
-from .images import animate, check_out, image_grid, to_uint8, to_unit, write_images
-from .sources import (CIFAR_HUB, DEBIAN, EMBEDDED, HUB_ID, ImageData, cifar10_arrays, fashion_arrays,
-                            fashion_mnist, find_data, held_out, image_data, on_hub, to_dd)
+from .formats import CIFAR_CLASSES, FASHION_CLASSES, check_md5
+from .formats import cifar_binary, cifar_pickle, dd_arrays, read_idx
+from .images import Page, animate, check_out, image_grid, set_suptitle, set_titles
+from .images import to_uint8, to_unit, write_images
+from .sources import CIFAR_HUB, DEBIAN, EMBEDDED, HUB_ID, ImageData, cifar10_arrays
+from .sources import fashion_arrays, fashion_mnist, find_data, held_out, image_data, on_hub, to_dd
 
 # %% ../nbs/05_datasets.ipynb #6bc7a18e
 # what the appendix pages define, under the name that lessons import it by
-_all_ = ['ImageFiles', 'decode_image', 'image_files', 'read_images', 'CIFAR_CLASSES', 'FASHION_CLASSES', 'check_md5',
-         'cifar_binary', 'cifar_pickle', 'dd_arrays', 'read_idx', 'animate', 'check_out', 'image_grid', 'to_uint8',
-         'to_unit', 'write_images', 'CIFAR_HUB', 'DEBIAN', 'EMBEDDED', 'HUB_ID', 'ImageData', 'cifar10_arrays',
-         'fashion_arrays', 'fashion_mnist', 'find_data', 'held_out', 'image_data', 'on_hub', 'to_dd']
+_all_ = ['ImageFiles', 'decode_image', 'image_files', 'read_images', 'CIFAR_CLASSES', 'FASHION_CLASSES',
+         'check_md5', 'cifar_binary', 'cifar_pickle', 'dd_arrays', 'read_idx', 'animate', 'check_out',
+         'image_grid', 'to_uint8', 'to_unit', 'write_images', 'CIFAR_HUB', 'DEBIAN', 'EMBEDDED', 'HUB_ID',
+         'ImageData', 'cifar10_arrays', 'fashion_arrays', 'fashion_mnist', 'find_data', 'held_out',
+         'image_data', 'on_hub', 'to_dd']
 
 # %% ../nbs/05_datasets.ipynb #8db8c5c8
 def _hwc(im):
     "A tensor C×H×W, or an array or PIL image of either order, as an array H×W or H×W×3"
-    chw = isinstance(im, torch.Tensor)
-    if chw: im = im.detach().cpu() if im.dtype == torch.uint8 else im.detach().float().cpu()
+    is_tensor = isinstance(im, torch.Tensor)
+    if is_tensor: im = im.detach().cpu() if im.dtype == torch.uint8 else im.detach().float().cpu()
     im = np.asarray(im)
-    if im.ndim == 3 and (chw or (im.shape[0] in (1,3,4) and im.shape[-1] not in (1,3,4))): im = im.transpose(1,2,0)
+    chw = is_tensor or (im.ndim == 3 and im.shape[0] in (1,3,4) and im.shape[-1] not in (1,3,4))
+    if im.ndim == 3 and chw: im = im.transpose(1,2,0)
     return im[...,0] if im.ndim == 3 and im.shape[-1] == 1 else im
 
 def _to_show(im, vrange):
@@ -60,7 +60,7 @@ def show_image(
     figsize=None,   # inches, for new axes
     title=None,     # above the image
     noframe=True,   # hide the axes
-    vrange=None,    # (black, white); 'auto': minimum and maximum; None: ±1 if anything is negative, else [0,1]
+    vrange=None,    # (black, white); 'auto': its own; None: ±1 if anything is negative, else [0,1]
     cmap='gray',    # for images of one channel
     **kwargs,       # for `Axes.imshow`
 ) -> plt.Axes:
@@ -68,45 +68,9 @@ def show_image(
     if ax is None: _,ax = plt.subplots(figsize=figsize)
     ax.imshow(_to_show(im, vrange), cmap=cmap, vmin=0, vmax=1, **kwargs)
     if title is not None: ax.set_title(title)
-    ax.set_xticks([]); ax.set_yticks([])
+    ax.set(xticks=[], yticks=[])
     if noframe: ax.axis('off')
     return ax
-
-# %% ../nbs/05_datasets.ipynb #1d96a827
-@lru_cache(4096)
-def _points(text):
-    "About how wide a line of text is at 10 points; formulas by their letters"
-    font = get_font(findfont(FontProperties())); font.set_size(10, 72)
-    font.set_text(re.sub(r'\\[a-zA-Z]+', 'x', text).translate(dict.fromkeys(map(ord, '${}^_'))), 0)
-    return font.get_width_height()[0]/64
-
-def _wide(text, size): return _points(text)*size/720 if text else 0     # inches
-
-def _wrap(text, inches, size):
-    "`(lines no wider than that, size)`: broken at spaces, and smaller (down to 6 points) where one word is wider"
-    words = lambda line: [line] if '$' in line else line.split(' ')
-    widest = max(_wide(word, size) for line in text.split('\n') for word in words(line))
-    size = max(6, size*min(1, inches/max(widest, 1e-9))); lines = []
-    for line in text.split('\n'):
-        lines.append('')
-        for word in words(line):
-            longer = f'{lines[-1]} {word}'.strip()
-            if lines[-1] and _wide(longer, size) > inches: lines.append(word)
-            else: lines[-1] = longer
-    return '\n'.join(lines), size
-
-def _suptitle(fig, text, size, grow=True):
-    "Set the title of a figure, wrapped to its width; `grow`: make room for it"
-    w,h = fig.get_size_inches()
-    if grow: w = max(w, min(4, _wide(text, size)+0.2))
-    text,size = _wrap(text, w-0.1, size)
-    if grow: fig.set_size_inches(w, h + 0.16 + 1.3*size/72*(1+text.count('\n')))
-    fig.suptitle(text, size=size)
-
-class _Figure(Figure):
-    "A figure whose constrained layout needs no further tightening: code that asks for it gets no warning"
-    def tight_layout(self, **kwargs):
-        if not isinstance(self.get_layout_engine(), ConstrainedLayoutEngine): super().tight_layout(**kwargs)
 
 # %% ../nbs/05_datasets.ipynb #478c1383
 def subplots(
@@ -118,10 +82,10 @@ def subplots(
     size=13,        # of that title, points
     **kwargs,       # for `plt.subplots`
 ) -> tuple:
-    "`plt.subplots` whose size follows from the number of plots, in a constrained layout; returns figure and axes"
-    kwargs = {'layout': 'constrained', 'FigureClass': _Figure} | kwargs
+    "`plt.subplots` sized by the number of plots, in a constrained layout; returns figure and axes"
+    kwargs = {'layout': 'constrained', 'FigureClass': Page} | kwargs
     fig,ax = plt.subplots(nrows, ncols, figsize=figsize or (ncols*imsize, nrows*imsize), **kwargs)
-    if suptitle is not None: _suptitle(fig, str(suptitle), size, grow=figsize is None)
+    if suptitle is not None: set_suptitle(fig, suptitle, size, grow=figsize is None)
     return fig,ax
 
 # %% ../nbs/05_datasets.ipynb #32449f70
@@ -134,32 +98,23 @@ def get_grid(
     **kwargs,       # for `subplots`, e.g. `imsize`
 ) -> tuple:
     "Figure, and an array of axes of which `n` are shown"
-    if nrows: ncols = ncols or math.ceil(n/nrows)
-    elif ncols: nrows = math.ceil(n/ncols)
-    else:
-        nrows = max(1, math.floor(math.sqrt(n))); ncols = math.ceil(n/nrows)
+    if not nrows: nrows = math.ceil(n/ncols) if ncols else max(1, math.floor(math.sqrt(n)))
+    ncols = ncols or math.ceil(n/nrows)
     if nrows*ncols < n: raise ValueError(f'{n} images do not fit in {nrows} × {ncols}')
     fig,axs = subplots(nrows, ncols, squeeze=False, suptitle=title, size=size, **kwargs)
     for ax in axs.flat[n:]: ax.set_axis_off()
     return fig,axs
 
-# %% ../nbs/05_datasets.ipynb #dfa14444
-def _titles(axs, titles, inches):
-    "Set a title above each image, wrapped to its width; returns the inches that they need in all rows together"
-    fit = [_wrap('' if t is None else str(t), inches, 10) for t in titles]; size = min(s for _,s in fit)
-    texts = [_wrap('' if t is None else str(t), inches, size)[0] for t in titles]; ncols = axs.shape[1]
-    for ax,t in zip(axs.flat, texts): ax.set_title(t, size=size, pad=3)
-    lines = [max((1+t.count('\n') for t in texts[i:i+ncols] if t), default=0) for i in range(0, len(texts), ncols)]
-    return sum(1.3*size/72*n + 0.05 for n in lines if n)
-
+# %% ../nbs/05_datasets.ipynb #b3f24774
 def _signed(im): return isinstance(im, torch.Tensor) and im.is_floating_point() and im.min() < 0
 
 def _fit_page(fig, axs, n, titles, imsize, suptitle):
     "Set the titles, and the size of the figure from what they and the images need"
-    tall = max(h/w for ax in axs.flat[:n] for h,w in [ax.images[0].get_array().shape[:2]])
-    above = 0 if titles is None else _titles(axs, list(titles)[:n], imsize-0.1)
+    shapes = [ax.images[0].get_array().shape for ax in axs.flat[:n]]
+    tall = max(s[0]/s[1] for s in shapes)
+    above = 0 if titles is None else set_titles(axs, list(titles)[:n], imsize-0.1)
     fig.set_size_inches(imsize*axs.shape[1], imsize*tall*axs.shape[0] + above)
-    if suptitle is not None: _suptitle(fig, str(suptitle), 13)
+    if suptitle is not None: set_suptitle(fig, suptitle)
 
 def show_images(
     ims,               # a batch N×C×H×W, or a list of images
@@ -172,8 +127,8 @@ def show_images(
     return_fig=False,  # return the figure
     **kwargs,          # for `show_image`
 ):
-    "Show images in a grid, all with one grey scale unless `vrange` is 'auto'; returns the figure when asked"
-    ims = list(ims); imsize = max(imsize, 0.75)
+    "Show images in a grid, on one grey scale unless `vrange` is 'auto'; returns the figure when asked"
+    ims,imsize = list(ims),max(imsize, 0.75)
     if (n := len(ims)) == 0: raise ValueError('no images to show')
     fig,axs = get_grid(n, nrows, ncols, imsize=imsize)
     if vrange is None and any(map(_signed, ims)): vrange = (-1,1)
@@ -220,29 +175,33 @@ class DataLoaders:
     ):
         "Loaders over a `DatasetDict`; the training one is shuffled, always"
         if len(dd) < 2:
-            raise ValueError(f'`from_dd` needs two splits, one to train and one to validate; got {list(dd)}')
-        train,valid = list(dd.values())[:2]; dl = lambda ds, **kw: DataLoader(ds, batch_size, **kw, **kwargs)
-        return cls(dl(train, shuffle=True, collate_fn=collate_dict(train)), dl(valid, collate_fn=collate_dict(valid)))
+            raise ValueError(f'`from_dd` needs a split to train and one to validate; got {list(dd)}')
+        def loader(ds, shuffle):
+            return DataLoader(ds, batch_size, shuffle, collate_fn=collate_dict(ds), **kwargs)
+        train,valid = list(dd.values())[:2]
+        return cls(loader(train, True), loader(valid, False))
 
 # %% ../nbs/05_datasets.ipynb #02bd3cff
 def _loadable(x):
-    "Images as a tensor uint8 or float32 N×C×H×W (or `ImageFiles`); `ValueError` for another order, type or range"
+    "Images as a tensor uint8 or float32 N×C×H×W (or `ImageFiles`); `ValueError` for anything else"
     if isinstance(x, ImageFiles): return x
     x = torch.as_tensor(x)
     if len(x) == 0: raise ValueError('no images: a TensorLoader needs at least one')
     if x.ndim != 4 or (x.shape[1] > 4 and x.shape[-1] in (1,3,4)):
-        raise ValueError(f'images of shape {tuple(x.shape)}; N×C×H×W was expected: x.permute(0,3,1,2) for N×H×W×C')
+        raise ValueError(f'images of shape {tuple(x.shape)}; N×C×H×W was expected: '
+                         'x.permute(0,3,1,2) for N×H×W×C')
     if x.dtype != torch.uint8 and not x.is_floating_point():
-        raise ValueError(f'images of type {x.dtype}; bytes (uint8, 0…255) or floats in ±1 were expected')
+        raise ValueError(f'images of type {x.dtype}; uint8 (0…255) or floats in ±1 were expected')
     if x.is_floating_point() and not -1.5 <= x.min() < 0 <= x.max() <= 1.5:
-        raise ValueError(f'floats from {x.min():.3g} to {x.max():.3g}; ±1 was expected: [0,1] becomes it by x*2-1')
+        raise ValueError(f'floats from {x.min():.3g} to {x.max():.3g}; ±1 was expected: '
+                         '[0,1] becomes it by x*2-1')
     return x.float() if x.is_floating_point() else x
 
 # %% ../nbs/05_datasets.ipynb #3c1f8a2c
 class TensorLoader:
     "Batches `(images in ±1, labels)` cut from tensors that stay on the device"
     def __init__(self,
-        images,             # uint8 or ±1, N×C×H×W: array, tensor, or `ImageFiles` (decoded as they are used)
+        images,             # uint8 or ±1, N×C×H×W: array, tensor, or `ImageFiles`
         labels=None,        # int64, N; None: batches of images alone
         bs=128,             # images in a batch
         shuffle=False,      # a new order each time it is iterated
@@ -250,10 +209,12 @@ class TensorLoader:
         pad=0,              # pixels of black to add on each side: 2 makes 28×28 into 32×32
         generator=None,     # CPU `torch.Generator` for the order; None: torch's own
     ):
-        x = _loadable(images); self.lazy,self.device,self.pad = isinstance(x, ImageFiles),device,(pad,)*4
+        x = _loadable(images)
+        self.lazy,self.device,self.pad = isinstance(x, ImageFiles),device,(pad,)*4
         self.x = x if self.lazy else self._padded(x.to(device))
         self.y = None if labels is None else torch.as_tensor(labels).to(device)
-        if self.y is not None and len(self.y) != len(x): raise ValueError(f'{len(x)} images but {len(self.y)} labels')
+        if self.y is not None and len(self.y) != len(x):
+            raise ValueError(f'{len(x)} images but {len(self.y)} labels')
         self.bs, self.shuffle, self.generator = bs, shuffle, generator
     def _padded(self, x): return F.pad(x, self.pad, value=0 if x.dtype == torch.uint8 else -1)
     def __len__(self): return math.ceil(len(self.x)/self.bs)
@@ -278,13 +239,15 @@ def image_dls(
     generator=None,     # of the order of the training images; None: torch's own
     **kwargs,           # for `image_data`: size, channels, skip, lazy
 ) -> DataLoaders:
-    "Loaders over any source of images, ±1, training shuffled; `.name` and `.classes` say what they are"
-    data = image_data(source, say=say, **kwargs); loaders = []
-    for (x,y),n,train in zip(data.values(), (n_train, n_valid), (True, False)):
+    "Loaders over any source of images, ±1; `.name` and `.classes` say what they are"
+    data = image_data(source, say=say, **kwargs)
+    def loader(split, n, *args):
         if n is not None and n < 1: raise ValueError(f'{n} images: 1 or more, or None for all')
-        y = None if y is None else y[:n]
-        loaders.append(TensorLoader(x[:n], y, bs if train else 2*bs, train, device, pad, generator if train else None))
-    return DataLoaders(*loaders, name=data.name, classes=data.classes)
+        x,y = split
+        return TensorLoader(x[:n], None if y is None else y[:n], *args)
+    train,valid = list(data.values())[:2]
+    return DataLoaders(loader(train, n_train, bs, True, device, pad, generator),
+                       loader(valid, n_valid, 2*bs, False, device, pad), name=data.name, classes=data.classes)
 
 # %% ../nbs/05_datasets.ipynb #7438ff0c
 def fashion_dls(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .images import as_text, few
+from .images import as_text, few, why
 
 # %% ../nbs/05b_files.ipynb #385d07d1
 SUFFIXES = '.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp'
@@ -65,7 +65,7 @@ def decode_image(
     "uint8 H×W (grey) or H×W×3; raises `ValueError` saying why, for all that is not a whole image"
     try: return _decode(file)
     except Exception as e:        # PIL's decoders raise a dozen kinds; each means that this is no image
-        raise ValueError(' '.join(str(e).split()) or type(e).__name__) from None
+        raise ValueError(why(e)) from None
 
 # %% ../nbs/05b_files.ipynb #53260b70
 def image_files(
@@ -92,9 +92,7 @@ def named_files(
     if not files: raise ValueError(f'{as_text(folder)} holds no images (none of {", ".join(SUFFIXES)})')
     return files
 
-# %% ../nbs/05b_files.ipynb #78463510
-def _why(e): return ' '.join(str(e).split()) or type(e).__name__
-
+# %% ../nbs/05b_files.ipynb #087161f8
 def _told(bad, n, where, skip, say):
     "Refuse the unreadable files, or say that they are skipped"
     what = few(f'{nm} ({why})' for nm,why in bad)
@@ -108,7 +106,7 @@ def _each(f, items, where, skip, say):
     kept,out,bad = [],[],[]
     for i,(nm,file) in enumerate(items):
         try: out.append(f(file)); kept.append(i)
-        except Exception as e: bad.append((nm, _why(e)))
+        except Exception as e: bad.append((nm, why(e)))
     _told(bad, len(items), where, skip, say)
     if not kept: raise ValueError(f'{where} holds no images (none of {", ".join(SUFFIXES)} that can be read)')
     return kept,out
@@ -250,7 +248,7 @@ def read_npz(
             for info in z.infolist(): _member(z, info, where)
         with np.load(path, allow_pickle=False) as f: return {k: f[k] for k in f.files}
     except Exception as e:        # zip, zlib and NumPy raise many kinds; each means a damaged or foreign file
-        raise ValueError(f'{where} is not a whole .npz of arrays ({_why(e)}): write it anew') from None
+        raise ValueError(f'{where} is not a whole .npz of arrays ({why(e)}): write it anew') from None
 
 # %% ../nbs/05b_files.ipynb #3a38537c
 def as_images(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .files import room_for, stack_files
-from .images import as_text, few
+from .images import as_text, few, why
 
 # %% ../nbs/05c_formats.ipynb #65a0eb0e
 def as_labels(
@@ -258,7 +258,7 @@ def _table(path):
             room_for(sum(g.total_byte_size for g in groups), as_text(path))
             return f.read()
     except (pa.ArrowException, OSError) as e:
-        raise ValueError(f'{as_text(path)} is not a whole parquet file ({" ".join(str(e).split())})') from None
+        raise ValueError(f'{as_text(path)} is not a whole parquet file ({why(e)})') from None
 
 # %% ../nbs/05c_formats.ipynb #4810f035
 def parquet_arrays(

@@ -15,7 +15,7 @@ import numpy as np
 from .files import ImageFiles, as_images, brought, image_files, lazy_files, memory, pick, read_npz, stack_files
 from .formats import (CIFAR_CLASSES, FASHION_CLASSES, as_labels, cifar_arrays, dd_arrays, dd_classes, idx_arrays,
                             joined, parquet_arrays)
-from .images import as_text, few
+from .images import as_text, few, why
 
 # %% ../nbs/05d_sources.ipynb #64f80218
 class ImageData(dict):
@@ -149,7 +149,7 @@ def _saved_data(where, opts):
     from datasets import Dataset, DatasetDict, load_from_disk
     try: dd = load_from_disk(str(where))
     except Exception as e:       # Arrow, JSON and the library raise many kinds
-        raise ValueError(f'{as_text(where)} is not a whole saved data set ({" ".join(str(e).split())})') from None
+        raise ValueError(f'{as_text(where)} is not a whole saved data set ({why(e)})') from None
     dd = DatasetDict(train=dd) if isinstance(dd, Dataset) else dd
     return _own(dd_arrays(dd, where, **_reading(opts)), dd_classes(dd), where, opts)
 

@@ -220,3 +220,8 @@ def test_an_animation(tmp_path):
 def test_a_sheet():
     g = D.image_grid(-torch.ones(3,1,4,4)); assert g.shape == (9,9,3) and g[0,0].tolist() == [0]*3 and g[4,4].tolist() == [255]*3 == g[-1,-1].tolist()
     assert (D.image_grid(batch()) == D.image_grid(D.to_unit(batch()))).all()
+
+def test_lines_are_no_wider_than_asked():
+    text,size = images.wrap_text('a few words of any length\nand a second line', 1, 10)
+    assert size == 10 and all(images._wide(l, size) <= 1 for l in text.split('\n')) and text.replace('\n', ' ') == 'a few words of any length and a second line'
+    assert images.wrap_text('incomprehensibilities', .8, 10)[1] < 10 and images._points(r'$\sigma_t=3$') == images._points('xt=3')
