@@ -26,15 +26,17 @@ from .formats import cifar_binary, cifar_pickle, dd_arrays, read_idx
 from .images import Page, animate, check_out, image_grid, set_suptitle, set_titles
 from .images import to_uint8, to_unit, write_images
 from .sources import CIFAR_HUB, DEBIAN, EMBEDDED, HUB_ID, ImageData, cifar10_arrays
-from .sources import fashion_arrays, fashion_mnist, find_data, held_out, image_data, on_hub, to_dd
+from .sources import fashion_arrays, fashion_mnist, find_data, held_out, image_data
+from .sources import on_hub, to_dd
 
 # %% ../nbs/05_datasets.ipynb #6bc7a18e
 # what the appendix pages define, under the name that lessons import it by
-_all_ = ['ImageFiles', 'decode_image', 'image_files', 'read_images', 'CIFAR_CLASSES', 'FASHION_CLASSES',
-         'check_md5', 'cifar_binary', 'cifar_pickle', 'dd_arrays', 'read_idx', 'animate', 'check_out',
-         'image_grid', 'to_uint8', 'to_unit', 'write_images', 'CIFAR_HUB', 'DEBIAN', 'EMBEDDED', 'HUB_ID',
-         'ImageData', 'cifar10_arrays', 'fashion_arrays', 'fashion_mnist', 'find_data', 'held_out',
-         'image_data', 'on_hub', 'to_dd']
+_all_ = ['ImageFiles', 'decode_image', 'image_files', 'read_images', 'CIFAR_CLASSES',
+         'FASHION_CLASSES', 'check_md5', 'cifar_binary', 'cifar_pickle', 'dd_arrays', 'read_idx',
+         'animate', 'check_out', 'image_grid', 'to_uint8', 'to_unit', 'write_images',
+         'CIFAR_HUB', 'DEBIAN', 'EMBEDDED', 'HUB_ID', 'ImageData', 'cifar10_arrays',
+         'fashion_arrays', 'fashion_mnist', 'find_data', 'held_out', 'image_data', 'on_hub',
+         'to_dd']
 
 # %% ../nbs/05_datasets.ipynb #8db8c5c8
 def _hwc(im):
@@ -127,7 +129,7 @@ def show_images(
     return_fig=False,  # return the figure
     **kwargs,          # for `show_image`
 ):
-    "Show images in a grid, on one grey scale unless `vrange` is 'auto'; returns the figure when asked"
+    "Show images in a grid, on one scale unless `vrange` is 'auto'; returns the figure when asked"
     ims,imsize = list(ims),max(imsize, 0.75)
     if (n := len(ims)) == 0: raise ValueError('no images to show')
     fig,axs = get_grid(n, nrows, ncols, imsize=imsize)
@@ -175,7 +177,7 @@ class DataLoaders:
     ):
         "Loaders over a `DatasetDict`; the training one is shuffled, always"
         if len(dd) < 2:
-            raise ValueError(f'`from_dd` needs a split to train and one to validate; got {list(dd)}')
+            raise ValueError(f'`from_dd` needs two splits, to train and to validate; got {list(dd)}')
         def loader(ds, shuffle):
             return DataLoader(ds, batch_size, shuffle, collate_fn=collate_dict(ds), **kwargs)
         train,valid = list(dd.values())[:2]
@@ -247,7 +249,8 @@ def image_dls(
         return TensorLoader(x[:n], None if y is None else y[:n], *args)
     train,valid = list(data.values())[:2]
     return DataLoaders(loader(train, n_train, bs, True, device, pad, generator),
-                       loader(valid, n_valid, 2*bs, False, device, pad), name=data.name, classes=data.classes)
+                       loader(valid, n_valid, 2*bs, False, device, pad),
+                       name=data.name, classes=data.classes)
 
 # %% ../nbs/05_datasets.ipynb #7438ff0c
 def fashion_dls(

@@ -96,7 +96,9 @@ def animate(
 # %% ../nbs/05a_images.ipynb #94cd7621
 class Page(Figure):
     "A figure whose constrained layout needs no further tightening: code that asks for it gets no warning"
-    def tight_layout(self, **kwargs):
+    def tight_layout(self,
+        **kwargs,  # as matplotlib's
+    ) -> None:
         "Nothing, where the layout is constrained; else as matplotlib's"
         if not isinstance(self.get_layout_engine(), ConstrainedLayoutEngine): super().tight_layout(**kwargs)
 
