@@ -502,7 +502,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'miniai.images.why': ('images.html#why', 'miniai/images.py'),
                                'miniai.images.wrap_text': ('images.html#wrap_text', 'miniai/images.py'),
                                'miniai.images.write_images': ('images.html#write_images', 'miniai/images.py')},
-            'miniai.imports': {'miniai.imports.public': ('imports.html#public', 'miniai/imports.py')},
             'miniai.init': { 'miniai.init.BatchTransformCB': ('initializing.html#batchtransformcb', 'miniai/init.py'),
                              'miniai.init.BatchTransformCB.__init__': ('initializing.html#batchtransformcb.__init__', 'miniai/init.py'),
                              'miniai.init.BatchTransformCB.before_batch': ( 'initializing.html#batchtransformcb.before_batch',

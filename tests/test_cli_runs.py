@@ -4,7 +4,7 @@ import pytest
 import torch
 from fastcore.script import anno_parser
 from miniai import cli, recipes
-from miniai.cli import data_dls, draw_strip, evaluate, quickstart, read_images, sample_images, train, write_images
+from miniai.cli import draw_strip, image_dls as data_dls, evaluate, quickstart, read_images, sample_images, train, write_images
 from miniai.core import load, read_records
 from miniai.datasets import fashion_dls, to_unit
 from miniai.diffusion import as_form
