@@ -202,7 +202,7 @@ class LiveGridCB(SaveGridCB):
         self.out = self.out or display(display_id=True)
         self.out.update(Image.fromarray(pic))
 
-# %% ../nbs/20a_watching.ipynb #20a00023
+# %% ../nbs/20a_watching.ipynb #20a00024
 class _Score:
     "One score in the shape of a metric: `compute` asks the `ScoreCB`"
     def __init__(self, cb, name): self.cb,self.name = cb, name
@@ -211,7 +211,7 @@ class _Score:
     def state_dict(self): return {}
     def load_state_dict(self, state): pass
 
-# %% ../nbs/20a_watching.ipynb #20a00024
+# %% ../nbs/20a_watching.ipynb #20a00025
 class ScoreCB(Callback):
     "Scores samples every so many epochs, as metrics of those epochs; NaN in the others"
     order = MetricsCB.order+1
@@ -253,7 +253,7 @@ class ScoreCB(Callback):
             for k in self.scores: learn.metrics.all_metrics.pop(k, None)
         self.learn = None
 
-# %% ../nbs/20a_watching.ipynb #20a0002b
+# %% ../nbs/20a_watching.ipynb #20a0002e
 _OPS = {'<': operator.lt, '<=': operator.le, '>': operator.gt, '>=': operator.ge}
 
 def _goal(s):
@@ -280,7 +280,7 @@ def _apprise(urls):
                          "'mailto://user:password@example.org' or 'json://localhost:8000'")
     return out
 
-# %% ../nbs/20a_watching.ipynb #20a0002c
+# %% ../nbs/20a_watching.ipynb #20a0002f
 class NotifyCB(Callback):
     "One message when a metric passes its goal, and one if the fit fails"
     order = 50                # after `MetricsCB` and `ScoreCB`
