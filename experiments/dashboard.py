@@ -1,6 +1,6 @@
 """Pictures of Trackio's dashboard with the three runs of notebook 21 on it: `python experiments/dashboard.py FOLDER`.
 
-FOLDER is the `TRACKIO_DIR` that holds the project 'rates'. Needs Chromium, which works without a screen here. The server is
+FOLDER is the `TRACKIO_DIR` that holds the project 'boots'. Needs Chromium, which works without a screen here. The server is
 bound to 127.0.0.1. Writes nbs/images/trackio_metrics.png and trackio_media.png."""
 import os, socket, subprocess, sys, tempfile, time, urllib.request
 from pathlib import Path
@@ -39,7 +39,7 @@ def look(url, path, size='1280,900'):
 @call_parse
 def main(
     folder:str,             # `TRACKIO_DIR`
-    project:str='rates',    # which project
+    project:str='boots',    # which project
 ):
     "Keep pictures of the dashboard's two pages"
     server,port = serve(folder, project)
