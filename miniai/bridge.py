@@ -63,9 +63,9 @@ def to_diffusers(
     form,       # that it was trained in: `ddpm` or `table`, `edm` or `flow`; or the card of its weights
     size=None,  # C×H×W; None: that of the card
 ) -> tuple:
-    "`(unet, scheduler)` for a pipeline of diffusers, e.g. `DDPMPipeline(*to_diffusers(net, card))` for a network that predicts ε"
+    "`(unet, scheduler)` for a pipeline of diffusers, as in `DDPMPipeline(*to_diffusers(net, card))`"
     if isinstance(form, dict) and 'form' in form: size,form = size or form['size'], form['form']
-    if size is None: raise ValueError('the size of the images, (C, H, W), is not known: give it, or the card of the weights')
+    if size is None: raise ValueError('of which size are the images? Give (C, H, W), or the card of the weights')
     return _wrap_unet(net, size), _scheduler(as_form(form))
 
 def _wrap_unet(net, size):

@@ -127,18 +127,22 @@ def train(
 ):
     "Train a diffusion model and save weights and card; a killed run, called again, goes on where it was"
     if form not in FORMS: raise ValueError(f'no form {form!r}: there are {", ".join(FORMS)}')
-    w,check = _free(weights_path(out), force), Path(f'{out}-checkpoint')
-    if w.exists(): weights_path(check).unlink(missing_ok=True)
+    _free(weights_path(out), force)
+    same = dict(data=str(data or 'Fashion-MNIST'), seed=seed, bs=bs)      # what a run that goes on must have in common
+    check = CheckpointCB(f'{out}-checkpoint', every, same | dict(n_train=n_train))
+    if force: check.remove()
     set_seed(seed)
     dls,start = data_dls(data, bs, n_train, n_valid, skip), time.process_time()
     what = edm(sigma_data=round(to_unit(dls.train.x).std().item(), 4)) if form == 'edm' else FORMS[form]()
     avg = EMACB(ema) if ema else None
     learn = diffusion_learner(dls, what, lr=lr, cbs=[ProgressCB(), *([avg] if avg else [])])
-    learn.fit(epochs, cbs=CheckpointCB(check, every=every))
+    learn.fit(epochs, cbs=check)
     card = Card(config=learn.model.config, form=what.card(), size=list(dls.train.x.shape[1:]), data=str(data or 'Fashion-MNIST'),
                 n_train=len(dls.train.x), recipe='miniai_train', epochs=epochs, lr=lr, bs=bs, ema=ema, seed=seed,
                 cpu_seconds=round(time.process_time()-start), history=learn.metrics.history)
-    return save_denoiser(avg.ema if avg else learn.model, out, card)
+    path = save_denoiser(avg.ema if avg else learn.model, out, card)
+    check.remove()
+    return path
 
 # %% ../nbs/30_cli.ipynb #2677de3b
 @command

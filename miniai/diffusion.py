@@ -150,9 +150,9 @@ def check_images(
     "Raise `ValueError` unless x is a batch of images N×C×H×W of floats that use the range, and no more than it"
     if not isinstance(x, torch.Tensor) or x.ndim != 4 or not x.is_floating_point():
         got = f'{tuple(x.shape)} of {x.dtype}' if isinstance(x, torch.Tensor) else type(x).__name__
-        raise ValueError(f'a batch must begin with images, N×C×H×W and float, got {got}: see `TensorLoader` and `to_unit`')
+        raise ValueError(f'a batch must begin with float images N×C×H×W, got {got}: see `TensorLoader`')
     if x.shape[-1] in (1,3) and x.shape[1] not in (1,3):
-        raise ValueError(f'images must be N×C×H×W, got {tuple(x.shape)}, which looks like N×H×W×C: use x.permute(0,3,1,2)')
+        raise ValueError(f'images must be N×C×H×W, got {tuple(x.shape)}: use x.permute(0,3,1,2)')
     if vrange is None: return
     lo,hi = x.min().item(), x.max().item(); want_lo,want_hi = vrange
     if lo < want_lo-0.01 or hi > want_hi+0.01 or lo > want_lo+0.45*(want_hi-want_lo):
@@ -245,7 +245,8 @@ class Run:
         x0,ε = self.den(x, level) if self.y is None else self.den(x, level, self.y)
         self.nfe += 1
         if x0.shape != x.shape:
-            raise ValueError(f'the denoiser must return the shape it was given: {tuple(x.shape)}, not {tuple(x0.shape)}')
+            raise ValueError('the denoiser must return the shape it was given: '
+                             f'{tuple(x.shape)}, not {tuple(x0.shape)}')
         if not math.isfinite(x0.sum()):
             where = f'call {self.nfe}, at σ/α={ratio(level):.4g}'
             raise FloatingPointError(f'the denoiser returned NaN or infinity in {where}: look for it in the '

@@ -116,13 +116,13 @@ def load_denoiser(
     "The denoiser of saved weights, its card at `.card`; raises `FileNotFoundError` listing the names that are there"
     net,card = load_unet(weights, device)
     if 'form' not in card:
-        raise ValueError(f"the card of '{weights}' lacks `form`, as in {{\"name\": \"edm\"}}: what was its network trained to do?")
+        raise ValueError(f"the card of '{weights}' lacks `form`: what was its network trained to do?")
     net = net.to(memory_format=torch.channels_last)                  # a tenth faster so, on CPUs
     return Denoiser(net, card['form'], dtype, card)
 
 # %% ../nbs/30a_recipes.ipynb #6a3dd4cc
 def reference_eval(
-    against=None,  # `DataLoaders` whose `valid` is the reference; None: Fashion-MNIST's test images, the floor by its training images
+    against=None,  # `DataLoaders` whose `valid` is the reference; None: Fashion-MNIST's test images
     name='fashion_classifier',  # of the classifier whose features are used
     bs=256,        # images at a time
 ) -> ImageEval:

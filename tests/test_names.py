@@ -15,13 +15,17 @@ NAMES = {
     'sgd': 'BaseSchedCB BatchSchedCB EpochSchedCB HasLearnCB RecorderCB',
     'resnet': 'ResBlock act_gr',
     'augment': '''show_image_batch CapturePreds capture_preds rand_erase RandErase rand_copy RandCopy Dropout Dropout2d''',
-    'ddpm': 'DDPMCB noisify sample_ddpm',
+    'diffusion': 'Level levels Form FORMS as_form ddpm noisify NoiseCB DDPMCB sample_loop step_ddpm prediction',
+    'denoiser': 'Denoiser WrappedDenoiser clip_x0 unmix sample_ddpm image_noise as_denoiser',
     'accel': 'MixedPrecision AccelerateCB EMACB ClipGradCB',
     'fid': 'ImageEval',
-    'schedules': 'abar inv_abar linear_gamma cosine_gamma sigmoid_gamma log_snr',
-    'karras': 'sigmas_karras sample sample_euler sample_euler_ancestral sample_heun sample_lms sample_dpmpp_2m scalings denoise KarrasCB',
-    'diffusion': '''Level vp_table vp_cosine ve rectified scaled eps_pred x0_pred v_pred flow_pred edm_pred Denoiser DiffusionCB clip_x0
-                    uniform_grid rho_grid logsnr_grid levels one_loop generate step_ddim step_heun step_churn step_lms step_dpmpp_2m step_dpmpp_3m step_unipc''',
+    'ddim': 'step_ddim subsequence sample_ddim',
+    'schedules': 'abar inv_abar linear_gamma cosine_gamma sigmoid_gamma log_snr cosine sample_grid',
+    'karras': '''sigmas_karras sample sample_euler sample_euler_ancestral sample_heun sample_lms sample_dpmpp_2m scalings denoise edm
+                 step_heun step_churn step_lms step_dpmpp_2m''',
+    'solvers': 'SOLVERS get_solver sample invert flow step_dpmpp_3m step_unipc logsnr_grid',
+    'bridge': 'from_diffusers to_diffusers',
+    'recipes': 'small_unet diffusion_learner load_denoiser save_denoiser reference_eval score suggest_sigmas Card',
     'cli': 'train sample_images evaluate quickstart',
     'unet': 'UNet load_unet weights_names',
     'tracking': 'TrackerCB WandBCB TrackioCB TensorBoardCB JSONLCB SaveGridCB LiveGridCB NotifyCB'}
