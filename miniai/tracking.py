@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['run_source', 'describe_run', 'TrackerCB', 'WandBCB', 'TrackioCB', 'TensorBoardCB', 'JSONLCB', 'compare_runs',
-           'LiveGridCB', 'NotifyCB', 'SaveGridCB', 'ScoreCB', 'image_grid']
+           'LiveGridCB', 'NotifyCB', 'SaveGridCB', 'ScoreCB']
 
 # %% ../nbs/21_cifar10_and_wandb.ipynb #21a00004
 import json, math, os, re, subprocess, sys, time
@@ -16,11 +16,12 @@ import torch
 from fastcore.basics import patch
 
 from .core import device_name, read_records, save, versions
+from .images import image_grid
 from .learner import MetricsCB
 from .watching import LiveGridCB, NotifyCB, Post, SaveGridCB, ScoreCB
-from .watching import aside, image_grid, mask_secrets, need, sentence, write_png
+from .watching import aside, mask_secrets, need, sentence, write_png
 
-_all_ = ['LiveGridCB', 'NotifyCB', 'SaveGridCB', 'ScoreCB', 'image_grid']
+_all_ = ['LiveGridCB', 'NotifyCB', 'SaveGridCB', 'ScoreCB']
 
 # %% ../nbs/21_cifar10_and_wandb.ipynb #21a0001c
 def _git(*args):

@@ -9,6 +9,7 @@ from miniai import tracking as T, watching as W
 from miniai.core import load, read_records, set_seed
 from miniai.datasets import DataLoaders
 from miniai.checkpoint import CheckpointCB
+from miniai.images import image_grid
 from miniai.learner import Callback, MetricsCB, TrainLearner
 from common import run_python
 
@@ -448,7 +449,7 @@ def test_bad_grids(kw, words):
     with pytest.raises(ValueError, match=words): W.SaveGridCB(sampler, **kw)
 
 def test_a_grid_of_images():
-    g = W.image_grid(-torch.ones(3,1,4,4)); assert g.shape == (9,9,3) and g[0,0].tolist() == [0]*3 and g[4,4].tolist() == [255]*3 == g[-1,-1].tolist()
+    g = image_grid(-torch.ones(3,1,4,4)); assert g.shape == (9,9,3) and g[0,0].tolist() == [0]*3 and g[4,4].tolist() == [255]*3 == g[-1,-1].tolist()
 
 def spread(x): return x.std()
 
