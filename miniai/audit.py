@@ -66,8 +66,8 @@ def attack(
     for _ in range(steps):
         value,g = score(_forward(extractor, x, bs))
         seen.append(value)
-        step = sign*2.5*δ/steps*_backward(extractor, x, g, bs).sign()
-        x = (x0 + (x+step-x0).clamp(-δ, δ)).clamp(lo, hi)
+        x = (x0 + (x + sign*2.5*δ/steps*_backward(extractor, x, g, bs).sign() - x0).clamp(-δ, δ)
+             ).clamp(lo, hi)
     x = quantise(x, vrange=(lo, hi))
     return x, seen + [score(_forward(extractor, x, bs))[0]]
 

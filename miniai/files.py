@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .images import as_text, few
+from .images import as_text, few, why
 
 # %% ../nbs/05b_files.ipynb #385d07d1
 SUFFIXES = '.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp'
@@ -65,7 +65,7 @@ def decode_image(
     "uint8 H×W (grey) or H×W×3; raises `ValueError` saying why, for all that is not a whole image"
     try: return _decode(file)
     except Exception as e:        # PIL's decoders raise a dozen kinds; each means that this is no image
-        raise ValueError(' '.join(str(e).split()) or type(e).__name__) from None
+        raise ValueError(why(e)) from None
 
 # %% ../nbs/05b_files.ipynb #53260b70
 def image_files(
@@ -92,9 +92,7 @@ def named_files(
     if not files: raise ValueError(f'{as_text(folder)} holds no images (none of {", ".join(SUFFIXES)})')
     return files
 
-# %% ../nbs/05b_files.ipynb #78463510
-def _why(e): return ' '.join(str(e).split()) or type(e).__name__
-
+# %% ../nbs/05b_files.ipynb #087161f8
 def _told(bad, n, where, skip, say):
     "Refuse the unreadable files, or say that they are skipped"
     what = few(f'{nm} ({why})' for nm,why in bad)
@@ -108,7 +106,7 @@ def _each(f, items, where, skip, say):
     kept,out,bad = [],[],[]
     for i,(nm,file) in enumerate(items):
         try: out.append(f(file)); kept.append(i)
-        except Exception as e: bad.append((nm, _why(e)))
+        except Exception as e: bad.append((nm, why(e)))
     _told(bad, len(items), where, skip, say)
     if not kept: raise ValueError(f'{where} holds no images (none of {", ".join(SUFFIXES)} that can be read)')
     return kept,out
@@ -124,7 +122,7 @@ def _hwc(shapes, size, channels):
     "`(height, width, channels)` that is wanted; grey among colour becomes RGB"
     c = channels or max(c for *_,c in shapes)
     if c not in (1, 3): raise ValueError(f'channels={channels!r}: 1 (grey) or 3 (RGB)')
-    return *(_pair(size) if size else shapes[0][:2]), c
+    return *(_pair(size) if size is not None else shapes[0][:2]), c
 
 def _common(shapes, size, channels, where, say):
     "`_hwc`, saying what it changes; raises `ValueError` for several sizes without `size`"
@@ -149,6 +147,7 @@ def _fit(a, h, w, c):
 
 def _shape(a): return (*a.shape[:2], 1 if a.ndim == 2 else 3)
 
+# %% ../nbs/05b_files.ipynb #e8f81826
 def stack_files(
     items,          # `(name, path or bytes)` of each file
     where,          # what to call them all in a message
@@ -249,7 +248,7 @@ def read_npz(
             for info in z.infolist(): _member(z, info, where)
         with np.load(path, allow_pickle=False) as f: return {k: f[k] for k in f.files}
     except Exception as e:        # zip, zlib and NumPy raise many kinds; each means a damaged or foreign file
-        raise ValueError(f'{where} is not a whole .npz of arrays ({_why(e)}): write it anew') from None
+        raise ValueError(f'{where} is not a whole .npz of arrays ({why(e)}): write it anew') from None
 
 # %% ../nbs/05b_files.ipynb #3a38537c
 def as_images(
@@ -262,7 +261,7 @@ def as_images(
                          "become bytes by `to_uint8`, images in [0,1] by (255*x).round().astype('uint8')")
     if a.ndim == 3 and a.shape[-1] not in (1, 3): a = a[...,None]
     if a.ndim != 4 or 0 in a.shape or not {1, 3} & {a.shape[1], a.shape[-1]}:
-        raise ValueError(f'{where} holds an array of shape {a.shape}; images N×H×W×C with 1 or 3 channels were expected')
+        raise ValueError(f'{where} holds an array of shape {a.shape}; N×H×W×C with 1 or 3 channels was expected')
     return a.transpose(0,3,1,2) if a.shape[-1] in (1, 3) else a
 
 # %% ../nbs/05b_files.ipynb #9b3722e3
@@ -284,7 +283,7 @@ def read_images(
     channels=None,  # 1 or 3; None: 3 where any has colour
     say=print,      # told what was changed or skipped
 ) -> torch.Tensor:
-    "uint8 N×C×H×W in the order of the files' names; raises `ValueError` or `FileNotFoundError` naming the files that are wrong"
+    "uint8 N×C×H×W in the order of the files' names; raises `ValueError` or `FileNotFoundError` naming what is wrong"
     path = Path(path); where = as_text(path)
     if not path.exists():
         raise FileNotFoundError(f'{where} does not exist: give a folder of images, or a .npz as miniai_sample writes')

@@ -303,7 +303,7 @@ class JSONLCB(TrackerCB):
 def _curves(folder, key):
     "`{run: {step: value}}` of all runs below a folder"
     runs = {p.parent.name: read_records(p) for p in sorted(Path(folder).rglob('run.jsonl'))}
-    if not runs: raise FileNotFoundError(f'there is no run.jsonl below {folder}: give a fit a `JSONLCB(folder=…)` first')
+    if not runs: raise FileNotFoundError(f'no run.jsonl below {folder}: give a fit a `JSONLCB(folder=…)` first')
     out = {nm: {r['step']: r[key] for r in recs if r.get(key) is not None} for nm,recs in runs.items()}
     if any(out.values()): return out
     known = {k for recs in runs.values() for r in recs if 'step' in r for k in r} - {'time', 'step', 'epoch', 'samples'}

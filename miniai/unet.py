@@ -209,8 +209,7 @@ def forward(self:UNet,
         skips.append(x)
     x = self.mid[2](self.mid[1](self.mid[0](x, emb)), emb)
     for m in self.up:
-        if isinstance(m, nn.Sequential): x = m(x)
-        else: x = m[1](m[0](torch.cat([x, skips.pop()], dim=1), emb))
+        x = m(x) if isinstance(m, nn.Sequential) else m[1](m[0](torch.cat([x, skips.pop()], dim=1), emb))
     return F.pixel_shuffle(self.out(x), self.patch)
 
 # %% ../nbs/25_unet.ipynb #25c00061

@@ -4,7 +4,7 @@ import pytest
 import torch
 from fastcore.script import anno_parser
 from miniai import cli, recipes
-from miniai.cli import data_dls, draw_strip, evaluate, quickstart, read_images, sample_images, train, write_images
+from miniai.cli import draw_strip, image_dls as data_dls, evaluate, quickstart, read_images, sample_images, train, write_images
 from miniai.core import load, read_records
 from miniai.datasets import fashion_dls, to_unit
 from miniai.diffusion import as_form
@@ -65,15 +65,17 @@ def test_no_images(tmp_path):
     says('holds no images', read_images, 'empty'); says('does not exist', read_images, 'nowhere')
 
 def test_images_of_several_sizes(folder):
-    write_images(uint8(1, size=12), folder/'more'); says('images of 2 shapes', read_images, folder)
+    write_images(uint8(1, size=12), folder/'more'); says('images of 2 sizes', read_images, folder)
 
 # --- data
 
-def test_every_tenth_image_is_held_out(folder):
-    dls = data_dls(folder, bs=9); assert len(dls.train.x) == 27 and len(dls.valid.x) == 3
-    x = read_images(folder); assert torch.equal(dls.valid.x.cpu(), x[9::10])
+def test_one_tenth_is_held_out_by_the_rule_of_all_sources(folder):
+    from miniai.datasets import image_data
+    dls = data_dls(folder, bs=9); data = image_data(folder, say=lambda s: None)
+    assert len(dls.train.x) == 27 and len(dls.valid.x) == 3 and dls.name == folder.name
+    for x,k in ((dls.train.x, 'train'), (dls.valid.x, 'test')): assert torch.equal(x.cpu(), torch.as_tensor(data[k][0]))
 
-def test_too_few_images(tmp_path): says('at least 10 are needed', data_dls, write_images(uint8(5), tmp_path/'few'))
+def test_too_few_images(tmp_path): says('at least 2 are needed', data_dls, write_images(uint8(1), tmp_path/'few'))
 
 # --- training
 
@@ -83,7 +85,7 @@ def test_train_in_every_form(form, folder):
     p = train(folder, out='w', form=form, epochs=1, bs=9, ema=.9, lr=1e-3); den = load_denoiser(p)
     card = json.loads(p.with_suffix('.json').read_text(encoding='utf-8'))
     assert card['form'] == den.form.card() and den.form == as_form(card['form']) and card['form']['name'] == form
-    told = dict(epochs=1, bs=9, ema=.9, lr=1e-3, seed=42, n_train=27, size=[1,8,8], data=str(folder))
+    told = dict(epochs=1, bs=9, ema=.9, lr=1e-3, seed=42, n_train=27, size=[1,8,8], data=folder.name)
     assert {k: card[k] for k in told} == told and [h['train'] for h in card['history']] == ['train', 'eval']
     assert sample(den, 2, steps=2).isfinite().all()
 

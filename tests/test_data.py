@@ -4,18 +4,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from miniai import datasets as D
+from miniai import datasets as D, formats, sources
 
 quiet = dict(say=lambda s: None)
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     "No `MINIAI_DATA`, an empty Hugging Face cache, no network, no Debian package"
-    for k in ('MINIAI_DATA', 'HF_DATASETS_CACHE'): monkeypatch.delenv(k, raising=False)
+    for k in ('MINIAI_DATA', 'HF_DATASETS_CACHE', 'HF_HUB_OFFLINE'): monkeypatch.delenv(k, raising=False)
     monkeypatch.setenv('HF_HOME', str(tmp_path/'hf'))
     def refuse(*args, **kwargs): raise OSError('no network')
-    monkeypatch.setattr(D.urllib.request, 'urlopen', refuse)
-    monkeypatch.setattr(D, 'DEBIAN', tmp_path/'no-debian')
+    monkeypatch.setattr(sources.urllib.request, 'urlopen', refuse)
+    monkeypatch.setattr(sources, 'DEBIAN', tmp_path/'no-debian')
     return tmp_path
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def test_last_resort_is_the_subset_and_it_is_loud(offline):
     assert where == D.EMBEDDED and 'only the embedded 2,000 + 1,000' in words and 'MINIAI_DATA' in words
 
 def test_debian_before_the_subset(offline, monkeypatch, idx):
-    monkeypatch.setattr(D, 'DEBIAN', idx)
+    monkeypatch.setattr(sources, 'DEBIAN', idx)
     where,words = said()
     assert where == idx and 'Debian' in words
 
 def test_hub_before_debian(offline, monkeypatch, idx):
     class Answer:
         def close(self): pass
-    monkeypatch.setattr(D, 'DEBIAN', idx); monkeypatch.setattr(D.urllib.request, 'urlopen', lambda *a, **k: Answer())
+    monkeypatch.setattr(sources, 'DEBIAN', idx); monkeypatch.setattr(sources.urllib.request, 'urlopen', lambda *a, **k: Answer())
     assert said()[0] == 'hub'
 
 def test_hub_cache_counts_without_a_network(offline, monkeypatch):
@@ -52,7 +52,7 @@ def test_hub_cache_counts_without_a_network(offline, monkeypatch):
 
 def test_hub_offline_is_not_asked(offline, monkeypatch):
     def asked(*args, **kwargs): raise AssertionError('the hub was asked')
-    monkeypatch.setattr(D.urllib.request, 'urlopen', asked); monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    monkeypatch.setattr(sources.urllib.request, 'urlopen', asked); monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     assert not D.on_hub()
 
 def test_your_path_before_all(offline, monkeypatch, idx):
@@ -138,7 +138,7 @@ def test_saved_with_save_to_disk(tmp_path):
 def test_images_of_several_sizes(folder):
     from PIL import Image
     Image.new('RGB', (5,5)).save(folder/'cat'/'odd.png')
-    with pytest.raises(ValueError, match='images of 2 sizes'): D.fashion_arrays(folder, **quiet)
+    with pytest.raises(ValueError, match='images of 2 sizes.*Give size='): D.fashion_arrays(folder, **quiet)
 
 # --- batches
 

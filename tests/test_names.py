@@ -45,8 +45,17 @@ def test_methods(cls):
     for nm in METHODS[cls].split(): assert inspect.getdoc(getattr(getattr(im, cls), nm)), nm
 
 def test_nothing_exported_is_none():
-    import miniai.imports as im
-    assert not [(m,k) for m in im.MODULES for k,v in im.public(m).items() if v is None]
+    from common import MODULES
+    mods = [importlib.import_module(f'miniai.{p.stem}') for p in MODULES]
+    assert not [(m.__name__,k) for m in mods for k in m.__all__ if getattr(m, k) is None]
+
+def test_imports_hide_nothing():
+    "The prelude's names are those that it writes out, and none is Python's own"
+    import builtins, miniai.imports as im
+    assert len(set(im.__all__)) == len(im.__all__) and not [k for k in im.__all__ if hasattr(builtins, k)]
+    assert all(hasattr(im, k) for k in im.__all__)
+    common = 'train zero parts watch save load level step public table flow table cosine'.split()
+    assert not set(common) & set(im.__all__)
 
 def test_one_device_and_one_conv():
     from miniai import conv, core, init, datasets
