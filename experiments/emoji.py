@@ -18,12 +18,13 @@ from miniai.checkpoint import CheckpointCB
 from miniai.core import def_device, log_record, results_path, set_seed
 from miniai.datasets import DataLoaders, TensorLoader, to_unit
 from miniai.diffusion import NoiseCB
+from miniai.images import image_grid
 from miniai.karras import edm
 from miniai.learner import Callback, DeviceCB, Learner, TrainCB
 from miniai.recipes import OneCycleCB
 from miniai.solvers import sample
 from miniai.tracking import JSONLCB
-from miniai.watching import SaveGridCB, image_grid
+from miniai.watching import SaveGridCB
 from miniai.unet import UNet
 
 FONT = Path('/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf')

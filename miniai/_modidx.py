@@ -853,6 +853,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'miniai.tracking._TBRun.__init__': ('cifar10_and_wandb.html#_tbrun.__init__', 'miniai/tracking.py'),
                                  'miniai.tracking._TBRun.finish': ('cifar10_and_wandb.html#_tbrun.finish', 'miniai/tracking.py'),
                                  'miniai.tracking._TBRun.log': ('cifar10_and_wandb.html#_tbrun.log', 'miniai/tracking.py'),
+                                 'miniai.tracking._artifact_name': ('cifar10_and_wandb.html#_artifact_name', 'miniai/tracking.py'),
                                  'miniai.tracking._curves': ('cifar10_and_wandb.html#_curves', 'miniai/tracking.py'),
                                  'miniai.tracking._cut': ('cifar10_and_wandb.html#_cut', 'miniai/tracking.py'),
                                  'miniai.tracking._git': ('cifar10_and_wandb.html#_git', 'miniai/tracking.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['run_source', 'describe_run', 'TrackerCB', 'WandBCB', 'TrackioCB', 'TensorBoardCB', 'JSONLCB', 'compare_runs',
-           'LiveGridCB', 'NotifyCB', 'SaveGridCB', 'ScoreCB', 'image_grid']
+           'LiveGridCB', 'NotifyCB', 'SaveGridCB', 'ScoreCB']
 
 # %% ../nbs/21_cifar10_and_wandb.ipynb #21a00004
 import json, math, os, re, subprocess, sys, time
@@ -16,11 +16,12 @@ import torch
 from fastcore.basics import patch
 
 from .core import device_name, read_records, save, versions
+from .images import image_grid
 from .learner import MetricsCB
 from .watching import LiveGridCB, NotifyCB, Post, SaveGridCB, ScoreCB
-from .watching import aside, image_grid, mask_secrets, need, sentence, write_png
+from .watching import aside, mask_secrets, need, sentence, write_png
 
-_all_ = ['LiveGridCB', 'NotifyCB', 'SaveGridCB', 'ScoreCB', 'image_grid']
+_all_ = ['LiveGridCB', 'NotifyCB', 'SaveGridCB', 'ScoreCB']
 
 # %% ../nbs/21_cifar10_and_wandb.ipynb #21a0001c
 def _git(*args):
@@ -58,6 +59,8 @@ def _masked(o):
     return mask_secrets(o) if isinstance(o, str) else o
 
 # %% ../nbs/21_cifar10_and_wandb.ipynb #21a00021
+def _artifact_name(name): return re.sub(r'[^A-Za-z0-9._-]', '-', name)      # what trackers allow
+
 class _Api:
     "How a tracker is spoken to: `api` has `init`; `log` and `finish` may be the run's"
     def _open(self, config):
@@ -68,7 +71,7 @@ class _Api:
     def _image(self, pic): return self.api.Image(pic) if hasattr(self.api, 'Image') else pic
     def _artifact(self, paths, name, kind):
         if not hasattr(self.run, 'log_artifact') or not hasattr(self.api, 'Artifact'): return
-        a = self.api.Artifact(name, type=kind)
+        a = self.api.Artifact(_artifact_name(name), type=kind)
         for p in paths: a.add_file(str(p))
         self.run.log_artifact(a)
     def _fetch(self, name): return None
@@ -209,7 +212,7 @@ class WandBCB(TrackerCB):
                              mode=self.mode, dir=str(self.folder), settings=ours)
     def _fetch(self, name):
         if self.mode != 'online': return None
-        folder = self.api.Api().artifact(f'{self.project}/{name}:latest').download()
+        folder = self.api.Api().artifact(f'{self.project}/{_artifact_name(name)}:latest').download()
         return next(Path(folder).glob('*.safetensors'))
 
 # %% ../nbs/21_cifar10_and_wandb.ipynb #21a0002f
@@ -227,7 +230,7 @@ class TrackioCB(TrackerCB):
         return self.api.init(project=self.project, name=self.run_name, config=config, resume=resume,
                              embed=False, auto_log_gpu=False, auto_log_cpu=False)
     def _fetch(self, name):
-        folder = self.run.use_artifact(name).download(self.dir/'fetched')
+        folder = self.run.use_artifact(_artifact_name(name)).download(self.dir/'fetched')
         return next(Path(folder).glob('*.safetensors'))
 
 # %% ../nbs/21_cifar10_and_wandb.ipynb #21a00031
@@ -296,7 +299,7 @@ class JSONLCB(TrackerCB):
     def _open(self, config): return _JSONLRun(self.dir/'run.jsonl', config)
     def _artifact(self, paths, name, kind): self.run.write({kind: [Path(p).name for p in paths]})
 
-# %% ../nbs/21_cifar10_and_wandb.ipynb #21a0003f
+# %% ../nbs/21_cifar10_and_wandb.ipynb #21a00040
 def _curves(folder, key):
     "`{run: {step: value}}` of all runs below a folder"
     runs = {p.parent.name: read_records(p) for p in sorted(Path(folder).rglob('run.jsonl'))}
@@ -306,7 +309,7 @@ def _curves(folder, key):
     known = {k for recs in runs.values() for r in recs if 'step' in r for k in r} - {'time', 'step', 'epoch', 'samples'}
     raise ValueError(f'no run below {folder} holds {key!r}; they hold {", ".join(sorted(known))}')
 
-# %% ../nbs/21_cifar10_and_wandb.ipynb #21a00040
+# %% ../nbs/21_cifar10_and_wandb.ipynb #21a00041
 def compare_runs(
     folder:Path='runs',      # holds the `run.jsonl` of `JSONLCB`, at any depth
     key:str='valid/loss',    # what to draw: 'batch/loss', 'train/loss', 'valid/fid', 'lr', …

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .core import write_atomic
-from .datasets import image_grid
+from .images import image_grid
 from .learner import Callback, MetricsCB
 
 # %% ../nbs/20a_watching.ipynb #20a00008
@@ -122,7 +122,7 @@ class Post(SayOnce):
         if self.thread.is_alive(): self.note(f'{n} calls were still waiting {wait:g} s after the fit')
         self.speak()
 
-# %% ../nbs/20a_watching.ipynb #20a00019
+# %% ../nbs/20a_watching.ipynb #20a00018
 def write_png(
     path:Path,        # of the file
     pic:np.ndarray,   # uint8, H×W×3
@@ -131,7 +131,7 @@ def write_png(
     from PIL import Image
     return write_atomic(path, lambda p: Image.fromarray(pic).save(p, 'PNG'))
 
-# %% ../nbs/20a_watching.ipynb #20a0001a
+# %% ../nbs/20a_watching.ipynb #20a00019
 class SaveGridCB(Callback):
     "Every so many epochs or steps a grid of samples, as a PNG file; a full disk stops no fit"
     order = 70                         # after `EMACB`
@@ -169,7 +169,7 @@ class SaveGridCB(Callback):
         "What is done with the picture: it becomes a file"
         write_png(self.folder/f'{name}.png', pic)
 
-# %% ../nbs/20a_watching.ipynb #20a0001b
+# %% ../nbs/20a_watching.ipynb #20a0001a
 class LiveGridCB(SaveGridCB):
     "The same in the notebook, below the progress bar: one picture, replaced each time"
     def before_fit(self, learn):
@@ -236,7 +236,7 @@ class ScoreCB(Callback):
             for k in self.scores: learn.metrics.all_metrics.pop(k, None)
         self.learn = None
 
-# %% ../nbs/20a_watching.ipynb #20a0002b
+# %% ../nbs/20a_watching.ipynb #20a0002d
 _OPS = {'<': operator.lt, '<=': operator.le, '>': operator.gt, '>=': operator.ge}
 
 def _goal(s):
@@ -263,7 +263,7 @@ def _apprise(urls):
                          "'mailto://user:password@example.org' or 'json://localhost:8000'")
     return out
 
-# %% ../nbs/20a_watching.ipynb #20a0002c
+# %% ../nbs/20a_watching.ipynb #20a0002e
 class NotifyCB(Callback):
     "One message when a metric passes its goal, and one if the fit fails"
     order = 50                # after `MetricsCB` and `ScoreCB`

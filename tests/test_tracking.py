@@ -9,6 +9,7 @@ from miniai import tracking as T, watching as W
 from miniai.core import load, read_records, set_seed
 from miniai.datasets import DataLoaders
 from miniai.checkpoint import CheckpointCB
+from miniai.images import image_grid
 from miniai.learner import Callback, MetricsCB, TrainLearner
 from common import run_python
 
@@ -46,7 +47,7 @@ class Keep(Callback):
 
 @pytest.fixture(scope='module')
 def fitted(offline):
-    kw = dict(project='tests', name='one', config={'flavour': 'sour'}, sampler=sampler, folder=offline/'runs', mae=Mae(), wait=60)
+    kw = dict(project='tests', name='run 1: σ', config={'flavour': 'sour'}, sampler=sampler, folder=offline/'runs', mae=Mae(), wait=60)
     tr = dict(wandb=T.WandBCB(**kw), trackio=T.TrackioCB(**kw), tensorboard=T.TensorBoardCB(**kw), jsonl=T.JSONLCB(**kw))
     for t in tr.values(): t.show = lambda d: None
     keep = Keep(); learn = learner(keep, *tr.values()); learn.fit(2)
@@ -91,7 +92,7 @@ def test_wandb_offline_run_holds_all(fitted):
     check(losses, got, hist, learn)
     assert config['flavour'] == 'sour' and config['model'] == 'Sequential' and config['parameters'] == 13 and re.fullmatch(r'\w{40}', config['commit'] or 40*'0')
     assert len(list((run/'files/media/images').glob('samples*.png'))) == 2
-    assert {'one-weights', 'one-code'} <= set(arts)
+    assert {'run-1----weights', 'run-1----code'} <= set(arts)
 
 def test_trackio_database_holds_all(fitted, offline):
     learn,losses,tr,folder = fitted; db = sqlite3.connect(next((offline/'trackio_dir').glob('tests*.db')))
@@ -106,16 +107,16 @@ def test_trackio_database_holds_all(fitted, offline):
 
 def test_tensorboard_event_file_holds_all(fitted):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    learn,losses,tr,folder = fitted; ea = EventAccumulator(str(folder/'tensorboard/one'), size_guidance={'scalars': 0, 'images': 0, 'tensors': 0}).Reload()
+    learn,losses,tr,folder = fitted; ea = EventAccumulator(str(folder/'tensorboard/run 1: σ'), size_guidance={'scalars': 0, 'images': 0, 'tensors': 0}).Reload()
     check(losses, {e.step: e.value for e in ea.Scalars('batch/loss')}, {k: [e.value for e in ea.Scalars(k)] for k in ea.Tags()['scalars']}, learn)
     assert len(ea.Images('samples')) == 2 and 'sour' in str(ea.Tensors('config/text_summary')[0].tensor_proto)
 
 def test_jsonl_run_record_holds_all(fitted):
-    learn,losses,tr,folder = fitted; recs = read_records(folder/'one/run.jsonl'); hist = {}
+    learn,losses,tr,folder = fitted; recs = read_records(folder/'run 1: σ/run.jsonl'); hist = {}
     for r in recs:
         for k,v in r.items(): hist.setdefault(k, []).append(v)
     check(losses, {r['step']: r['batch/loss'] for r in recs if 'batch/loss' in r}, hist, learn)
-    assert recs[0]['config']['flavour'] == 'sour' and recs[-1]['finished'] and all((folder/'one'/p).exists() for p in hist['samples'])
+    assert recs[0]['config']['flavour'] == 'sour' and recs[-1]['finished'] and all((folder/'run 1: σ'/p).exists() for p in hist['samples'])
 
 def test_weights_come_back(fitted):
     learn,_,tr,folder = fitted
@@ -124,7 +125,7 @@ def test_weights_come_back(fitted):
     assert 'fetched' in str(tr['trackio'].fetch_weights())
 
 def test_samples_are_from_the_same_noise(fitted):
-    a,b = sorted((fitted[3]/'one').glob('samples*.png')); assert a.read_bytes() == b.read_bytes()
+    a,b = sorted((fitted[3]/'run 1: σ').glob('samples*.png')); assert a.read_bytes() == b.read_bytes()
 
 # --- failures
 
@@ -448,7 +449,7 @@ def test_bad_grids(kw, words):
     with pytest.raises(ValueError, match=words): W.SaveGridCB(sampler, **kw)
 
 def test_a_grid_of_images():
-    g = W.image_grid(-torch.ones(3,1,4,4)); assert g.shape == (9,9,3) and g[0,0].tolist() == [0]*3 and g[4,4].tolist() == [255]*3 == g[-1,-1].tolist()
+    g = image_grid(-torch.ones(3,1,4,4)); assert g.shape == (9,9,3) and g[0,0].tolist() == [0]*3 and g[4,4].tolist() == [255]*3 == g[-1,-1].tolist()
 
 def spread(x): return x.std()
 
