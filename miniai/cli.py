@@ -117,8 +117,7 @@ def _may_train(out, form, force):
     "Refuse a form that is not there, and weights that are"
     if form not in FORMS: raise ValueError(f'no form {form!r}: there are {", ".join(FORMS)}')
     if weights_path(out).exists() and not force:
-        raise FileExistsError(f'{weights_path(out)} exists, and nothing is overwritten: choose another name, '
-                              'or say --force')
+        raise FileExistsError(f'{weights_path(out)} exists, and nothing is overwritten: choose another name, or say --force')
 
 def _form(name, dls):
     "The form of that name; EDM's with the data's own standard deviation"
@@ -148,9 +147,10 @@ def train(
     check = CheckpointCB(f'{out}-checkpoint', every, dict(data=dls.name, seed=seed, bs=bs, n_train=n_train))
     if force: check.remove()
     set_seed(seed)
-    learn = diffusion_learner(dls, _form(form, dls), lr=lr, cbs=[ProgressCB(), *([avg] if avg else [])])
+    what = _form(form, dls)
+    learn = diffusion_learner(dls, what, lr=lr, cbs=[ProgressCB(), *([avg] if avg else [])])
     learn.fit(epochs, cbs=check)
-    card = Card(config=learn.model.config, form=learn.model.form.card(), size=list(dls.train.x.shape[1:]), data=dls.name,
+    card = Card(config=learn.model.config, form=what.card(), size=list(dls.train.x.shape[1:]), data=dls.name,
                 n_train=len(dls.train.x), recipe='miniai_train', epochs=epochs, lr=lr, bs=bs, ema=ema, seed=seed,
                 cpu_seconds=round(time.process_time()-start), history=learn.metrics.history)
     path = save_denoiser(avg.ema if avg else learn.model, out, card)
