@@ -35,7 +35,7 @@ TABLE = {
     '25_unet': ('unet', 'core conv'),
     '26_guidance': ('guidance', 'denoiser diffusion'),
     '27_flow': ('flow', 'diffusion karras'),
-    '28_breaking_metrics': ('audit', 'fid neighbours'),
+    '28_breaking_metrics': ('audit', 'fid neighbours stats'),
     '28b_neighbours': ('neighbours', 'fid stats'),
     '29_scale': ('dist', 'core learner accel fid'),
     '30a_recipes': ('recipes', 'any'),
