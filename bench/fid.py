@@ -3,7 +3,7 @@
 All three get the statistics ready-made, at d = 2048, and ours keeps the factor of the reference, as it does in use. They are paired in one
 process: each round times each of them once, in an order that changes. That is done twice, each time in a process of its own: with one thread
 and by processor time, where other work on the machine counts little; and with two threads and by the wall clock, which wants a quiet machine.
-`python bench/fid.py` appends to results/bench.jsonl."""
+`python bench/fid.py` appends to results/bench.jsonl; `--images 256` only times 256 images from pixels to FID."""
 import argparse, os, sys
 if '--threads' in sys.argv:      # the thread pools of NumPy's and SciPy's libraries are sized when they are loaded
     for k in ('OMP', 'OPENBLAS', 'MKL'): os.environ[k+'_NUM_THREADS'] = sys.argv[sys.argv.index('--threads')+1]
@@ -64,7 +64,19 @@ def stream_memory(n=1_000_000, d=512, chunk=10_000):
     assert s.n == n
     return time.perf_counter()-t, peak_mb()-before
 
-def main(threads, rounds, d, n_ref):
+def score_images(n=256, rounds=5):
+    "Median CPU seconds to score n images of 28×28 from pixels to FID, with the package's classifier and reference"
+    from miniai.recipes import reference_eval
+    ie = reference_eval(); x = ie.train_images(n); ie.fid(x); secs = []       # the first has the reference and the floor to find
+    for _ in range(rounds):
+        t = time.process_time(); ie.fid(x); secs.append(time.process_time()-t)
+    return statistics.median(secs)
+
+def main(threads, rounds, d, n_ref, images=0):
+    if images:
+        torch.set_num_threads(1); secs = score_images(images)
+        print(f'{images} images scored in {secs:.3f} s')
+        return core.log_record(core.results_path('bench'), threads=1, clock='process_time', what='fid: images', n=images, d=512, cpu_seconds=secs, command=f'python bench/fid.py --images {images}')
     torch.set_num_threads(threads); clock = time.process_time if threads == 1 else time.perf_counter
     log = lambda **kw: core.log_record(core.results_path('bench'), threads=threads, clock=clock.__name__, **kw)
     if threads == 1:                     # first, while the peak is still low
@@ -81,6 +93,7 @@ def main(threads, rounds, d, n_ref):
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for k,v in dict(threads=0, rounds=5, d=2048, n_ref=10_000).items(): p.add_argument(f'--{k}', type=int, default=v)
+    p.add_argument('--images', type=int, default=0, help='only time how long so many images take, from pixels to FID')
     a = p.parse_args()
-    if a.threads: main(**vars(a))
+    if a.threads or a.images: main(**vars(a))
     else: sys.exit(max(subprocess.run([sys.executable, *sys.argv, '--threads', str(k)]).returncode for k in (1, 2)))

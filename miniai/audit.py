@@ -45,7 +45,11 @@ def _backward(extractor, x, g, bs):
         return torch.autograd.grad(f, o, go.to(f))[0]
     return torch.cat([one(o, go) for o,go in zip(x.split(bs), g.split(bs))])
 
-# %% ../nbs/28_breaking_metrics.ipynb #f3efd4bd
+# %% ../nbs/28_breaking_metrics.ipynb #036211e7
+def _check_attack(eps, steps):
+    if eps >= 1 and steps >= 1: return
+    raise ValueError(f'an attack needs eps ≥ 1 level and steps ≥ 1; got eps={eps}, steps={steps}')
+
 def attack(
     extractor,  # an `Extractor` whose network can be differentiated
     x,          # images in the range that it declares
@@ -56,12 +60,10 @@ def attack(
     bs=256,     # images at a time
 ) -> tuple:
     "`(8-bit images, numbers)` before each step and after the last (Madry et al. 2018, §2.1)"
-    if eps < 1 or steps < 1:
-        raise ValueError('an attack needs eps ≥ 1 level and steps ≥ 1; '
-                         f'got eps={eps}, steps={steps}')
+    _check_attack(eps, steps)
     extractor.check(x)
-    (lo,hi),seen = extractor.vrange,[]
-    δ = eps*(hi-lo)/255
+    lo,hi = extractor.vrange
+    δ,seen = eps*(hi-lo)/255,[]
     x = x0 = quantise(x, vrange=(lo, hi))
     for _ in range(steps):
         value,g = score(_forward(extractor, x, bs))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 
 from .core import load as load_tensors
@@ -63,38 +64,46 @@ class Extractor(nn.Module):
         self.check(x)
         p = next(self.model.parameters(), x)
         return self.model(x.to(p.device).float().clamp(*self.vrange)).flatten(1)
-    def check(self,
-        x,  # images
-    ):
-        "`ValueError` unless `x` has the declared channels, size, range; says once what is clamped"
-        want = '×'.join(map(str, ('N', ' or '.join(map(str, self.channels)), *(self.size or 'HW'))))
-        wrong_size = self.size and tuple(x.shape[2:]) != tuple(self.size)
-        if x.ndim != 4 or not len(x) or x.shape[1] not in self.channels or wrong_size:
-            raise ValueError(f"{self.name} takes images {want}; got {'×'.join(map(str, x.shape))}: "
-                             'crop the padding, resize, or change the channels')
-        self._check_range(x.detach().float())
-    def _check_range(self, x):
-        (a,b),(lo,hi) = self.vrange, (o.item() for o in x.aminmax())
-        if not math.isfinite(lo+hi):
-            raise ValueError('the images hold NaN or infinite values: look at how they were made')
-        if how := _other_range(x, a, b):
-            raise ValueError(f'the images are in [{lo:.3g}, {hi:.3g}], but {self.name} expects '
-                             f'[{a:g}, {b:g}]: rescale with {how}')
-        share = ((x < a-(b-a)/510) | (x > b+(b-a)/510)).float().mean().item()
-        if share and not self.told:
-            print(f'{share:.2%} of the pixels are outside [{a:g}, {b:g}] and are clamped, '
-                  'as in an image file (said once)')
-            self.told = True
-    @property
-    def hash(self) -> str:
-        "12 hex digits that name the weights and what is declared"
-        h = hashlib.sha256(repr((list(self.channels), self.size, self.vrange)).encode())
-        state = self.model.state_dict().values()
-        if not state or isinstance(self.model, _Function): h.update(repr(self.model).encode())
-        for v in state:
-            flat = v.detach().cpu().reshape(-1).contiguous()
-            h.update(flat.view(torch.uint8).numpy().tobytes())
-        return h.hexdigest()[:12]
+
+# %% ../nbs/18d_extractors.ipynb #0da5072e
+@patch
+def check(self:Extractor,
+    x,  # images
+):
+    "`ValueError` unless `x` has the declared channels, size, range; says once what is clamped"
+    want = '×'.join(map(str, ('N', ' or '.join(map(str, self.channels)), *(self.size or 'HW'))))
+    wrong_size = self.size and tuple(x.shape[2:]) != tuple(self.size)
+    if x.ndim != 4 or not len(x) or x.shape[1] not in self.channels or wrong_size:
+        raise ValueError(f"{self.name} takes images {want}; got {'×'.join(map(str, x.shape))}: "
+                         'crop the padding, resize, or change the channels')
+    self._check_range(x.detach().float())
+
+# %% ../nbs/18d_extractors.ipynb #c2e89968
+@patch
+def _check_range(self:Extractor, x):
+    (a,b),(lo,hi) = self.vrange, (o.item() for o in x.aminmax())
+    if not math.isfinite(lo+hi):
+        raise ValueError('the images hold NaN or infinite values: look at how they were made')
+    if how := _other_range(x, a, b):
+        raise ValueError(f'the images are in [{lo:.3g}, {hi:.3g}], but {self.name} expects '
+                         f'[{a:g}, {b:g}]: rescale with {how}')
+    share = ((x < a-(b-a)/510) | (x > b+(b-a)/510)).float().mean().item()
+    if share and not self.told:
+        print(f'{share:.2%} of the pixels are outside [{a:g}, {b:g}] and are clamped, '
+              'as in an image file (said once)')
+        self.told = True
+
+# %% ../nbs/18d_extractors.ipynb #4a971758
+@patch(as_prop=True)
+def hash(self:Extractor) -> str:
+    "12 hex digits that name the weights and what is declared"
+    h = hashlib.sha256(repr((list(self.channels), self.size, self.vrange)).encode())
+    state = self.model.state_dict().values()
+    if not state or isinstance(self.model, _Function): h.update(repr(self.model).encode())
+    for v in state:
+        flat = v.detach().cpu().reshape(-1).contiguous()
+        h.update(flat.view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()[:12]
 
 # %% ../nbs/18d_extractors.ipynb #134d6cae
 class ToImageNet(nn.Module):

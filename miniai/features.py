@@ -7,11 +7,11 @@ __all__ = ['WEIGHTS', 'FeatsCB', 'data_hash', 'FeatureSource']
 
 # %% ../nbs/18e_features.ipynb #64f077b7
 import hashlib
-from functools import cached_property
 from pathlib import Path
 
 import fastcore.all as fc
 import torch
+from fastcore.basics import patch
 
 from .core import load as load_tensors, save as save_tensors, to_cpu
 from .datasets import DataLoaders, to_uint8
@@ -78,52 +78,74 @@ class FeatureSource:
         "`make()`, the first time; what it gave, from then on"
         if key not in self._kept: self._kept[key] = make()
         return self._kept[key]
-    def _file(self, kind):
-        "Where 'stats' or 'feats' of this extractor and reference are, or will be; None for nowhere"
-        nm = f"{kind}_{self.id['extractor']}_{self.id['data']}.safetensors"
-        here = (d/nm for d in (WEIGHTS, self.cache) if d)
-        return next((p for p in here if p.exists()), self.cache and self.cache/nm)
-    @cached_property
-    def id(self) -> dict:
-        "The hashes of extractor and reference"
-        return dict(extractor=self.extractor.hash, data=data_hash(self.dls.valid))
-    @property
-    def ref_feats(self) -> torch.Tensor:
-        "Features of the reference images, M×d: from the cache folder, else computed"
-        return self._once('feats', self._ref_feats)
-    def _ref_feats(self):
-        p = self._file('feats')
-        if p and p.exists(): return load_tensors(p)[0]['feats']
-        feats = self.get_feats(self.dls.valid)
-        if p: save_tensors(dict(feats=feats), p, name=self.extractor.name, **self.id)
-        return feats
-    @property
-    def ref(self) -> Stats:
-        "`Stats` of the reference images: from the package or the cache folder, else computed"
-        return self._once('stats', self._ref)
-    def _ref(self):
-        p = self._file('stats')
-        if p and p.exists(): return Stats.load(p, self.extractor.hash)
-        s = Stats(self.ref_feats, name=self.extractor.name, **self.id)
-        if p: s.save(p)
-        return s
-    def train_images(self,
-        n,  # how many
-    ) -> torch.Tensor:
-        "`n` training images, in an order that the seed fixes; `ValueError` if there are fewer"
-        xs, have = [], 0
-        with torch.random.fork_rng(devices=[]):     # a shuffled loader draws from torch's generator
-            torch.manual_seed(self.seed)
-            for b in self.dls.train:
-                xs.append(b[0].cpu())
-                have += len(b[0])
-                if have >= n: return torch.cat(xs)[:n]
-        raise ValueError(f'{n} training images are asked for, but there are {have}: '
-                         'score at most so many, or give more data')
-    def train_feats(self,
-        n,  # how many
-    ) -> torch.Tensor:
-        "Features of `train_images(n)`"
-        if len(self._kept.get('train', ())) < n:
-            self._kept['train'] = self.get_feats(self.train_images(n))
-        return self._kept['train'][:n]
+
+# %% ../nbs/18e_features.ipynb #d34c2a24
+@patch
+def _file(self:FeatureSource, kind):
+    "Where 'stats' or 'feats' of this extractor and reference are, or will be; None for nowhere"
+    nm = f"{kind}_{self.id['extractor']}_{self.id['data']}.safetensors"
+    here = (d/nm for d in (WEIGHTS, self.cache) if d)
+    return next((p for p in here if p.exists()), self.cache and self.cache/nm)
+
+# %% ../nbs/18e_features.ipynb #eaafb698
+@patch(as_prop=True)
+def id(self:FeatureSource) -> dict:
+    "The hashes of extractor and reference"
+    make = lambda: dict(extractor=self.extractor.hash, data=data_hash(self.dls.valid))
+    return self._once('id', make)
+
+# %% ../nbs/18e_features.ipynb #6d6535d7
+@patch
+def _ref_feats(self:FeatureSource):
+    p = self._file('feats')
+    if p and p.exists(): return load_tensors(p)[0]['feats']
+    feats = self.get_feats(self.dls.valid)
+    if p: save_tensors(dict(feats=feats), p, name=self.extractor.name, **self.id)
+    return feats
+
+# %% ../nbs/18e_features.ipynb #6c5edd49
+@patch(as_prop=True)
+def ref_feats(self:FeatureSource) -> torch.Tensor:
+    "Features of the reference images, M×d: from the cache folder, else computed"
+    return self._once('feats', self._ref_feats)
+
+# %% ../nbs/18e_features.ipynb #d73953b3
+@patch
+def _ref(self:FeatureSource):
+    p = self._file('stats')
+    if p and p.exists(): return Stats.load(p, self.extractor.hash)
+    s = Stats(self.ref_feats, name=self.extractor.name, **self.id)
+    if p: s.save(p)
+    return s
+
+# %% ../nbs/18e_features.ipynb #0f595140
+@patch(as_prop=True)
+def ref(self:FeatureSource) -> Stats:
+    "`Stats` of the reference images: from the package or the cache folder, else computed"
+    return self._once('stats', self._ref)
+
+# %% ../nbs/18e_features.ipynb #b701874c
+@patch
+def train_images(self:FeatureSource,
+    n,  # how many
+) -> torch.Tensor:
+    "`n` training images, in an order that the seed fixes; `ValueError` if there are fewer"
+    xs, have = [], 0
+    with torch.random.fork_rng(devices=[]):     # a shuffled loader draws from torch's generator
+        torch.manual_seed(self.seed)
+        for b in self.dls.train:
+            xs.append(b[0].cpu())
+            have += len(b[0])
+            if have >= n: return torch.cat(xs)[:n]
+    raise ValueError(f'{n} training images are asked for, but there are {have}: '
+                     'score at most so many, or give more data')
+
+# %% ../nbs/18e_features.ipynb #74e15ac1
+@patch
+def train_feats(self:FeatureSource,
+    n,  # how many
+) -> torch.Tensor:
+    "Features of `train_images(n)`"
+    if len(self._kept.get('train', ())) < n:
+        self._kept['train'] = self.get_feats(self.train_images(n))
+    return self._kept['train'][:n]

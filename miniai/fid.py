@@ -69,21 +69,24 @@ class ImageEval(FeatureSource):
         sx,sy = (kid_subsets(*o) for o in sizes)
         within = self._once(('within', subset, n_subsets), lambda: kid_within(ref, sy))
         return kid(feats, ref, draws=(sx, sy), within=within)
-    @torch.no_grad()
-    def inception_score(self,
-        x,            # images N×C×H×W, or batches `(images, …)`, or features N×d
-        n_splits=10,  # parts
-    ) -> tuple:
-        "`(mean, std)` of the Inception Score; raises `ValueError` if the extractor has no classes"
-        head,name = self.extractor.head,self.extractor.name
-        if head is None:
-            raise ValueError(f'{name} has no classes: give its `Extractor` a head, '
-                             'from features to class scores')
-        feats = self.get_feats(x)
-        device = next(head.parameters(), feats).device
-        return inception_score(to_cpu(head(feats.to(device))), n_splits)
 
 # %% ../nbs/18_fid.ipynb #64ff7ecd
+@patch
+@torch.no_grad()
+def inception_score(self:ImageEval,
+    x,            # images N×C×H×W, or batches `(images, …)`, or features N×d
+    n_splits=10,  # parts
+) -> tuple:
+    "`(mean, std)` of the Inception Score; raises `ValueError` if the extractor has no classes"
+    head,name = self.extractor.head,self.extractor.name
+    if head is None:
+        raise ValueError(f'{name} has no classes: give its `Extractor` a head, '
+                         'from features to class scores')
+    feats = self.get_feats(x)
+    device = next(head.parameters(), feats).device
+    return inception_score(to_cpu(head(feats.to(device))), n_splits)
+
+# %% ../nbs/18_fid.ipynb #b5f9cf7f
 @patch
 def report(self:ImageEval,
     samples,    # images N×C×H×W, or batches `(images, …)`, or features N×d
@@ -139,7 +142,7 @@ def jpeg(
 YARDSTICKS = {'noise 0.02': add_noise, 'noise 0.05': partial(add_noise, std=0.05),
               'half mirrored': mirror_half, 'JPEG 75': jpeg}
 
-# %% ../nbs/18_fid.ipynb #b5f9cf7f
+# %% ../nbs/18_fid.ipynb #f97f4c6b
 @patch
 def yardsticks(self:ImageEval,
     n,  # how many images, as many as the samples that are to be compared
@@ -149,7 +152,7 @@ def yardsticks(self:ImageEval,
     sticks = self._once(('sticks', n), lambda: {k: spoilt(f) for k,f in YARDSTICKS.items()})
     return {'floor': self.floor(n)} | sticks
 
-# %% ../nbs/18_fid.ipynb #f97f4c6b
+# %% ../nbs/18_fid.ipynb #9901c208
 @patch
 def draw_yardsticks(self:ImageEval,
     ax,  # matplotlib axes whose y is a FID

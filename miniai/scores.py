@@ -25,18 +25,20 @@ class KID(namedtuple('KID', 'mean std n subset n_subsets')):
 # %% ../nbs/18c_scores.ipynb #ee99ed91
 def _kernel(g, s, c):
     "(c+s)³ without the terms of one index; g is the part uᵀv/d of s"
-    return 3*c*c*g + (3*c+s)*s*s
+    return (s*s).mul_(s+3*c).add_(3*c*c*g)
+
+def _kernels(x, y, mu):
+    "The kernel between all features of x and of y"
+    d,c,u,v = len(mu), mu@mu/len(mu)+1, x-mu, y-mu
+    g = u@v.T/d
+    return _kernel(g, g + (u@mu/d)[:,None] + v@mu/d, c)
 
 def _kernel_sums(x, y, mu, sx, sy):
     "Σ k(x_i, y_j) over pairs of subsets, given as rows of ones and zeros, S×len(x) and S×len(y)"
-    d,c,total = len(mu), mu@mu/len(mu)+1, sx.new_zeros(len(sx))
-    v = y-mu
-    for i in range(0, len(x), 512):
-        u = x[i:i+512]-mu
-        g = u@v.T/d
-        k = _kernel(g, g + (u@mu/d)[:,None] + v@mu/d, c)
-        total += ((sx[:,i:i+512] @ k)*sy).sum(1)
-    return total
+    if (sx.sum(1)*sy.sum(1)).sum() < len(x)*len(y):           # few and small: each on its own
+        return torch.stack([_kernels(x[a > 0], y[b > 0], mu).sum() for a,b in zip(sx, sy)])
+    parts = range(0, len(x), 512)
+    return sum(((sx[:,i:i+512] @ _kernels(x[i:i+512], y, mu))*sy).sum(1) for i in parts)
 
 def _within(x, mu, sx):
     "Mean of k over the pairs of different features in each subset"

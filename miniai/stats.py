@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from .core import load as load_tensors, save as save_tensors, weights_path
 
@@ -138,33 +139,6 @@ class Stats(Moments):
     def _enough(self):
         if self.n >= 2: return
         raise ValueError(f'n={self.n}: a covariance needs the features of at least 2 images')
-    def save(self,
-        path,  # 'x' or 'x.safetensors'; the card goes to 'x.json'
-    ):
-        "Write the statistics, float64, and their card; returns the path"
-        self._enough()
-        t = dict(n=torch.tensor(self.n), mean=self.mean)
-        if self._rows: t['rows'] = torch.cat(self._rows)
-        if self._M2 is not None: t['M2'] = self._M2[tuple(torch.tril_indices(*self._M2.shape))]
-        return save_tensors(t, path, **self.card, n=self.n, d=len(self.mean))
-    @classmethod
-    def load(cls,
-        path,            # as given to `save`
-        extractor=None,  # the hash of the extractor it must be of; None: any
-    ):
-        "Statistics from a file; `ValueError` if it holds none, broken ones, or another extractor's"
-        path = weights_path(path)
-        t,card = load_tensors(path)
-        if what := _broken(t, card):
-            raise ValueError(f'{path.name} {what}: `Stats.save` makes such files')
-        if extractor and card.get('extractor') != extractor:
-            raise ValueError(f"{path.name} is of extractor {card.get('extractor')}, "
-                             f'not {extractor}: compute the statistics again with this one')
-        s = cls(**{k: v for k,v in card.items() if k not in ('n', 'd')})
-        s.n, s.mean = t['n'].item(), t['mean'].double()
-        s._rows = [t['rows'].double()] if 'rows' in t else []
-        s._M2 = _square(t['M2'].double(), len(s.mean)) if 'M2' in t else None
-        return s
 
 # %% ../nbs/18b_statistics.ipynb #6889bd40
 def _square(tril, d):
@@ -195,6 +169,39 @@ def _broken_scatter(M2, d):
     slack = 1e-9*M.diagonal().abs().max() + 1e-300
     bad = torch.linalg.cholesky_ex(M + slack*torch.eye(d, dtype=M.dtype)).info
     return 'has a scatter that no images can have (a variance in it is negative)' if bad else ''
+
+# %% ../nbs/18b_statistics.ipynb #093348e7
+@patch
+def save(self:Stats,
+    path,  # 'x' or 'x.safetensors'; the card goes to 'x.json'
+):
+    "Write the statistics, float64, and their card; returns the path"
+    self._enough()
+    t = dict(n=torch.tensor(self.n), mean=self.mean)
+    if self._rows: t['rows'] = torch.cat(self._rows)
+    if self._M2 is not None: t['M2'] = self._M2[tuple(torch.tril_indices(*self._M2.shape))]
+    return save_tensors(t, path, **self.card, n=self.n, d=len(self.mean))
+
+# %% ../nbs/18b_statistics.ipynb #e0b05761
+@patch(cls_method=True)
+def load(
+    cls:Stats,       # filled in by Python
+    path,            # as given to `save`
+    extractor=None,  # the hash of the extractor it must be of; None: any
+):
+    "Statistics from a file; `ValueError` if it holds none, broken ones, or another extractor's"
+    path = weights_path(path)
+    t,card = load_tensors(path)
+    if what := _broken(t, card):
+        raise ValueError(f'{path.name} {what}: `Stats.save` makes such files')
+    if extractor and card.get('extractor') != extractor:
+        raise ValueError(f"{path.name} is of extractor {card.get('extractor')}, "
+                         f'not {extractor}: compute the statistics again with this one')
+    s = cls(**{k: v for k,v in card.items() if k not in ('n', 'd')})
+    s.n, s.mean = t['n'].item(), t['mean'].double()
+    s._rows = [t['rows'].double()] if 'rows' in t else []
+    s._M2 = _square(t['M2'].double(), len(s.mean)) if 'M2' in t else None
+    return s
 
 # %% ../nbs/18b_statistics.ipynb #64a95652
 def _sandwich(F, S, bs=256):
