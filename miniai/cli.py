@@ -112,19 +112,20 @@ def quickstart(
     print(Table(_scored(nets, n, seed, out/'quickstart.jsonl'), _COLS))
     print(f"wrote {out/'samples.png'} again, with both. How it works: nbs/15_DDPM.ipynb and on")
 
-# %% ../nbs/30_cli.ipynb #de15e76b
+# %% ../nbs/30_cli.ipynb #45a8ac0d
 def _may_train(out, form, force):
     "Refuse a form that is not there, and weights that are"
     if form not in FORMS: raise ValueError(f'no form {form!r}: there are {", ".join(FORMS)}')
     if weights_path(out).exists() and not force:
-        raise FileExistsError(f'{weights_path(out)} exists, and nothing is overwritten: choose another name, or say --force')
+        raise FileExistsError(f'{weights_path(out)} exists, and nothing is overwritten: choose another name, '
+                              'or say --force')
 
 def _form(name, dls):
     "The form of that name; EDM's with the data's own standard deviation"
     if name != 'edm': return FORMS[name]()
     return edm(sigma_data=round(to_unit(dls.train.x).std().item(), 4))
 
-# %% ../nbs/30_cli.ipynb #86accfcf
+# %% ../nbs/30_cli.ipynb #8e700a5e
 @command
 def train(
     data:str=None,     # folder, .npz or parquet of images, sides in multiples of 4; else Fashion-MNIST or MINIAI_DATA
@@ -147,10 +148,9 @@ def train(
     check = CheckpointCB(f'{out}-checkpoint', every, dict(data=dls.name, seed=seed, bs=bs, n_train=n_train))
     if force: check.remove()
     set_seed(seed)
-    what = _form(form, dls)
-    learn = diffusion_learner(dls, what, lr=lr, cbs=[ProgressCB(), *([avg] if avg else [])])
+    learn = diffusion_learner(dls, _form(form, dls), lr=lr, cbs=[ProgressCB(), *([avg] if avg else [])])
     learn.fit(epochs, cbs=check)
-    card = Card(config=learn.model.config, form=what.card(), size=list(dls.train.x.shape[1:]), data=dls.name,
+    card = Card(config=learn.model.config, form=learn.model.form.card(), size=list(dls.train.x.shape[1:]), data=dls.name,
                 n_train=len(dls.train.x), recipe='miniai_train', epochs=epochs, lr=lr, bs=bs, ema=ema, seed=seed,
                 cpu_seconds=round(time.process_time()-start), history=learn.metrics.history)
     path = save_denoiser(avg.ema if avg else learn.model, out, card)

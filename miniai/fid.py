@@ -71,9 +71,8 @@ class ImageEval(FeatureSource):
         return kid(feats, ref, draws=(sx, sy), within=within)
 
 # %% ../nbs/18_fid.ipynb #64ff7ecd
-@patch
 @torch.no_grad()
-def inception_score(self:ImageEval,
+def _inception_score(self,
     x,            # images N×C×H×W, or batches `(images, …)`, or features N×d
     n_splits=10,  # parts
 ) -> tuple:
@@ -85,6 +84,8 @@ def inception_score(self:ImageEval,
     feats = self.get_feats(x)
     device = next(head.parameters(), feats).device
     return inception_score(to_cpu(head(feats.to(device))), n_splits)
+
+ImageEval.inception_score = _inception_score
 
 # %% ../nbs/18_fid.ipynb #b5f9cf7f
 @patch
