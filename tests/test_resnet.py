@@ -92,13 +92,13 @@ def test_summary_goes_deeper():
     assert 'block1.convs.1' in str(learn.summary(depth=3)) and 'block1.convs.1' not in str(learn.summary())
 
 def test_summary_of_one_layer_and_of_lists():
-    learn = TrainLearner(nn.Linear(4, 3), DataLoaders([torch.ones(2,4)[None]], []), F.mse_loss)
+    learn = TrainLearner(nn.Linear(4, 3), DataLoaders([(torch.ones(2,4),)], []), F.mse_loss)
     assert learn.summary().rows[0] == ['Linear', 'Linear', '2×4', '2×3', '15', '0.0']
     class Two(nn.Module):
         def __init__(self):
             super().__init__(); self.parts = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 3)])
         def forward(self, x): return self.parts[1](self.parts[0](x))
-    names = [r[0] for r in TrainLearner(Two(), DataLoaders([torch.ones(2,4)[None]], []), F.mse_loss).summary().rows]
+    names = [r[0] for r in TrainLearner(Two(), DataLoaders([(torch.ones(2,4),)], []), F.mse_loss).summary().rows]
     assert names == ['parts.0', 'parts.1', 'total']
 
 def test_shape_of():

@@ -107,7 +107,7 @@ def test_a_callback_that_replaces_predict_and_the_batch(dls):
     assert m.all_metrics['loss'].weight == 40       # counted by its true number of items
 
 def test_ours_does_the_same(dls):
-    learn = Learner(TinyUNet(), dls, nn.MSELoss(), lr=1e-3, cbs=[DDPMCB(), DeviceCB(), ProgressCB(plot=True), MetricsCB()], opt_func=optim.Adam)
+    learn = Learner(TinyUNet(), dls, nn.MSELoss(), lr=1e-3, cbs=[DDPMCB(vrange=None), DeviceCB(), ProgressCB(plot=True), MetricsCB()], opt_func=optim.Adam)
     learn.fit(1)
 
 def test_features_of_samples():

@@ -505,4 +505,4 @@ def test_runs_side_by_side(tmp_path):
     assert list(got) == ['lr 0.01', 'lr 0.1'] and list(got['lr 0.1']) == [25, 50] and ax.get_ylabel() == 'valid/loss'
     assert got['lr 0.1'][50] == pytest.approx([d['loss'] for d in learn.metrics.history][-1])
     with pytest.raises(ValueError, match="holds 'fid'; they hold batch/loss, lr, train/loss, valid/loss"): T.compare_runs(tmp_path, 'fid')
-    with pytest.raises(FileNotFoundError, match='there is no run.jsonl below'): T.compare_runs(tmp_path/'none')
+    with pytest.raises(FileNotFoundError, match='no run.jsonl below'): T.compare_runs(tmp_path/'none')
