@@ -125,7 +125,7 @@ def _form(name, dls):
     if name != 'edm': return FORMS[name]()
     return edm(sigma_data=round(to_unit(dls.train.x).std().item(), 4))
 
-# %% ../nbs/30_cli.ipynb #8e700a5e
+# %% ../nbs/30_cli.ipynb #0dc813b8
 @command
 def train(
     data:str=None,     # folder, .npz or parquet of images, sides in multiples of 4; else Fashion-MNIST or MINIAI_DATA
@@ -150,8 +150,9 @@ def train(
     set_seed(seed)
     learn = diffusion_learner(dls, _form(form, dls), lr=lr, cbs=[ProgressCB(), *([avg] if avg else [])])
     learn.fit(epochs, cbs=check)
-    card = Card(config=learn.model.config, form=learn.model.form.card(), size=list(dls.train.x.shape[1:]), data=dls.name,
-                n_train=len(dls.train.x), recipe='miniai_train', epochs=epochs, lr=lr, bs=bs, ema=ema, seed=seed,
+    card = Card(config=learn.model.config, form=learn.model.form.card(), size=list(dls.train.x.shape[1:]),
+                data=dls.name, n_train=len(dls.train.x), recipe='miniai_train', epochs=epochs,
+                lr=lr, bs=bs, ema=ema, seed=seed,
                 cpu_seconds=round(time.process_time()-start), history=learn.metrics.history)
     path = save_denoiser(avg.ema if avg else learn.model, out, card)
     check.remove()
