@@ -94,19 +94,19 @@ _COLS = dict(model='model', train_s='training, CPU s', solver='solver', nfe='NFE
 # %% ../nbs/30_cli.ipynb #8fa09a46
 @command
 def quickstart(
-    steps:int=None,    # training steps of 64 images; None: 600 at cpu scale, 6,000 at gpu scale
+    steps:int=None,    # training steps of 32 images; None: 900 at cpu scale, 12,000 at gpu scale
     n:int=None,        # images to score of each network; None: 512 at cpu scale, 2,048 at gpu scale
     seed:int=42,       # of everything
     out:str='.',       # where samples.png, strip.png and quickstart.jsonl go
 ):
     "Draw with the reference network, train a small one for a few minutes, and score both in one table"
-    steps,n,out = steps or at_scale(2, 600, 6000), n or at_scale(16, 512, 2048), Path(out)
+    steps,n,out = steps or at_scale(2, 900, 12_000), n or at_scale(16, 512, 2048), Path(out)
     set_seed(seed)
     ref = load_denoiser()
     _draw({'reference': ref}, 16, out/'samples.png', seed)
     draw_strip(ref, out/'strip.png', steps=at_scale(2, 10, 10), seed=seed)
     print(f"wrote {out/'samples.png'} and {out/'strip.png'}: drawn by the reference network")
-    dls = fashion_dls(64, 64*steps, at_scale(64, 2000, 10_000))
+    dls = fashion_dls(32, 32*steps, at_scale(64, 2000, 10_000))
     nets = {'reference': (ref, ref.card['cpu_seconds']), 'trained just now': _train_briefly(steps, dls, ref.form)}
     _draw({nm: d for nm,(d,_) in nets.items()}, 16, out/'samples.png', seed)
     print(Table(_scored(nets, n, seed, out/'quickstart.jsonl'), _COLS))
