@@ -95,7 +95,7 @@ def _copy(model):
     return {k: v.detach().clone() for k,v in unwrap(model).state_dict().items()}
 
 class EMACB(Callback):
-    "Keeps a moving average of the weights and validates with it (Polyak and Juditsky 1992; Ho et al. 2020, §4)"
+    "Keeps a moving average of the weights and validates with it (Polyak and Juditsky 1992)"
     order = 60
     def __init__(self,
         decay:float=0.999,  # μ, in [0,1): how much of the average is kept each step, once warmed up

@@ -148,6 +148,7 @@ def _grid(den, steps, sigma_min, sigma_max, rho):
         sigma_max = most
     return make_levels(ve, sigmas_karras(steps, sigma_min, sigma_max, rho))
 
+# %% ../nbs/24_one_loop.ipynb #0helper2
 def _first(level, randn, x, noised):
     "Images at the first level: fresh noise, noise that was given, or images with noise added"
     if x is None: return level.sigma*randn()

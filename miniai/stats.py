@@ -91,22 +91,27 @@ class Moments:
         if not self.n: self.card = other.card | self.card
         if other.n: self._join(other.n, other.mean, other._rows, other._M2)
         return self
-    def _join(self, n, mean, rows, M2=None):
-        "Add a part: its count, mean and scatter (Chan, Golub and LeVeque 1983, eq. 2.1)"
-        if self.n == 0: self.mean = torch.zeros_like(mean)
-        if len(mean) != len(self.mean):
-            raise ValueError(f'features of d={len(mean)} cannot join those of d={len(self.mean)}')
-        δ, N = mean-self.mean, self.n+n
-        self._rows = [*self._rows, *rows] + ([δ[None]*math.sqrt(self.n*n/N)] if self.n else [])
-        self._M2 = _plus(self._M2, M2)
-        if sum(map(len, self._rows)) > len(mean): self._fold()
-        self.mean, self.n = self.mean + δ*(n/N), N
-        for k in ('cov', 'factor'): self.__dict__.pop(k, None)       # made of the old ones
-    def _fold(self):
-        "Replace the rows by their product"
-        R = torch.cat(self._rows)
-        self._M2 = _plus(self._M2, R.T@R)
-        self._rows = []
+
+# %% ../nbs/18b_statistics.ipynb #1b0301a2
+@patch
+def _join(self:Moments, n, mean, rows, M2=None):
+    "Add a part: its count, mean and scatter (Chan, Golub and LeVeque 1983, eq. 2.1)"
+    if self.n == 0: self.mean = torch.zeros_like(mean)
+    if len(mean) != len(self.mean):
+        raise ValueError(f'features of d={len(mean)} cannot join those of d={len(self.mean)}')
+    δ, N = mean-self.mean, self.n+n
+    self._rows = [*self._rows, *rows] + ([δ[None]*math.sqrt(self.n*n/N)] if self.n else [])
+    self._M2 = _plus(self._M2, M2)
+    if sum(map(len, self._rows)) > len(mean): self._fold()
+    self.mean, self.n = self.mean + δ*(n/N), N
+    for k in ('cov', 'factor'): self.__dict__.pop(k, None)       # made of the old ones
+
+@patch
+def _fold(self:Moments):
+    "Replace the rows by their product"
+    R = torch.cat(self._rows)
+    self._M2 = _plus(self._M2, R.T@R)
+    self._rows = []
 
 # %% ../nbs/18b_statistics.ipynb #504e5906
 class Stats(Moments):

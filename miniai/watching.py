@@ -232,8 +232,7 @@ class ScoreCB(Callback):
         except Exception as e: self.trouble.note(f'the samples could not be scored: {sentence(e)}')
         return {}
     def cleanup_fit(self, learn):
-        if getattr(self, 'learn', None):
-            for k in self.scores: learn.metrics.all_metrics.pop(k, None)
+        for k in self.scores if getattr(self, 'learn', None) else (): learn.metrics.all_metrics.pop(k, None)
         self.learn = None
 
 # %% ../nbs/20a_watching.ipynb #20a0002d

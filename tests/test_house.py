@@ -190,8 +190,6 @@ def test_one_of_each():
 
 # --- notebooks
 
-def is_export(c): return re.search(r'^#\|\s*export', ''.join(c['source']), re.M) is not None
-
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=ids)
 def test_notebook(path):
     outs = [o for c in cells(path) for o in c['outputs']]
@@ -201,8 +199,7 @@ def test_notebook(path):
     assert not [o for o in outs if o['output_type'] == 'error']
     assert not re.findall(r'(?:/work/|/root/|/home/|/tmp/|/Users/)[\w./-]*', text), 'an output holds a path of one machine'
     assert not re.search(r'scale\W+smoke', text), 'outputs of a smoke run are not kept'
-    assert max(len(c['source']) for c in cells(path) if not is_export(c)) <= 40
-    assert max((len(c['source']) for c in cells(path) if is_export(c)), default=0) <= 80      # a class and its methods
+    assert max(len(c['source']) for c in cells(path)) <= 40
     assert ''.join(cells(path, 'markdown')[0]['source']).startswith('# ')
 
 @pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p.stem != 'index'], ids=ids)
