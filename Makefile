@@ -19,7 +19,7 @@ test: sync smoke pytest                 ## all that there is to test; ends with 
 sync: $(VENV)/.dev                      ## miniai/ is what the notebooks export
 	@echo "== export in sync"
 	@new=$$(mktemp -d); trap 'rm -rf "$$new"' EXIT; \
-	mkdir "$$new/miniai"; cp -r nbs pyproject.toml "$$new"; cp miniai/__init__.py "$$new/miniai"; \
+	mkdir "$$new/miniai"; cp -r nbs pyproject.toml "$$new"; cp miniai/__init__.py miniai/__main__.py miniai/py.typed "$$new/miniai"; \
 	here=$$PWD; (cd "$$new" && "$$here/$(BIN)/nbdev-export") && \
 	diff -r -x __pycache__ -x data -x weights "$$new/miniai" miniai || \
 	{ echo 'miniai/ differs from what the notebooks export: edit the notebooks, run nbdev-export, commit both'; exit 1; }

@@ -9,7 +9,7 @@ cfg = cfg['DEFAULT']
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
     author=cfg['author'], license='Apache-2.0', python_requires='>='+cfg['min_python'],
-    packages=find_packages(include=['miniai*']), package_data={'miniai': ['weights/*', 'data/*']},
+    packages=find_packages(include=['miniai*']), package_data={'miniai': ['weights/*', 'data/*', 'py.typed']},
     install_requires=cfg['requirements'].split(),
     extras_require=dict(dev=cfg['dev_requirements'].split(), lab=cfg['lab_requirements'].split(), track=cfg['track_requirements'].split()),
     entry_points=dict(console_scripts=cfg['console_scripts'].split()),

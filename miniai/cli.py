@@ -165,8 +165,11 @@ def sample_images(
     n:int=64,               # images
     out:str='samples.png',  # ends in .png (one grid), in .npz (uint8 N×H×W×C, key `images`), or is a folder of PNGs
     solver:str='dpmpp_2m',  # ddim, ancestral, heun, churn, lms, dpmpp_2m, dpmpp_3m or unipc
-    steps:int=20,           # noise levels from 80 down to 0.01; the network is called once at each (heun, churn: twice)
+    steps:int=20,           # noise levels; the network is called once at each (heun, churn: twice)
     seed:int=0,             # of the noise: the same seed gives the same images, whatever the batch size
+    label:int=None,         # draw this class only; for networks trained with labels
+    sigma_max:float=80.,    # the first noise level, as σ/α
+    sigma_min:float=0.01,   # the last
     bs:int=128,             # images at a time
     force:bool=False,       # write over OUT
     record:str='results/samples.jsonl',  # a line on this run is appended to it
@@ -175,11 +178,12 @@ def sample_images(
     check_out(out, force)
     get_solver(solver)
     den,start,calls = load_denoiser(weights), time.time(), []
-    x = sample(den, n, solver, steps, seed=seed, bs=bs, progress=True, on_step=lambda i, now: calls.append(now.nfe))
+    x = sample(den, n, solver, steps, label, seed, sigma_min=sigma_min, sigma_max=sigma_max, bs=bs,
+               progress=True, on_step=lambda i, now: calls.append(now.nfe))
     path,secs,nfe = write_images(to_uint8(x), out, force), time.time()-start, calls[-1]
     print(f'{n} images, {nfe} calls of the network for each, {secs:.1f} s: {path}')
     log_record(record, what='samples', weights=str(weights), solver=solver, steps=steps, nfe=nfe, n=n, seed=seed,
-               size=list(x.shape[1:]), out=str(out), seconds=round(secs, 1))
+               label=label, sigmas=[sigma_max, sigma_min], size=list(x.shape[1:]), out=str(out), seconds=round(secs, 1))
     return path
 
 # %% ../nbs/30_cli.ipynb #7b6db9cf

@@ -27,3 +27,9 @@ def test_a_grid_is_one_picture(tmp_path):
     from miniai.cli import write_images
     im = np.asarray(Image.open(write_images(torch.zeros(5,1,28,28, dtype=torch.uint8), tmp_path/'g.png')))
     assert im.shape == (3*(2*28+2), 3*(3*28+2*2), 3) and (im[:84,:84] == 0).all() and (im[:,84:90] == 255).all() and (im[90:,180:] == 255).all()
+
+def test_the_package_lists_its_commands(tmp_path):
+    run = lambda *a: subprocess.run([sys.executable, '-m', 'miniai', *a], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    p = run(); assert p.returncode == 0, p.stderr
+    for name in ('miniai_train', 'miniai_sample', 'miniai_eval', 'miniai_quickstart'): assert name in p.stdout
+    p = run('--version'); assert p.returncode == 0 and p.stdout.split()[0] == 'miniai' and p.stdout.split()[1][0].isdigit()

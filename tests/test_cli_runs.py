@@ -161,3 +161,9 @@ def test_quickstart(capsys):
 def test_help_names_every_option(f):
     h = anno_parser(inspect.unwrap(f)).format_help()
     assert all(p.replace('_', '-') in h for p in inspect.signature(f).parameters)
+
+def test_a_label_and_other_levels(folder):
+    with pytest.raises(ValueError, match='without labels'): sample_images(n=2, steps=1, label=3, out='l.npz', record='l.jsonl')
+    w = train(folder, out='lv', epochs=1, bs=27)
+    a,b = (read_images(sample_images(str(w), n=2, steps=2, sigma_max=s, out=f's{s:g}.npz', record='l.jsonl')) for s in (80., 5.))
+    assert not a.equal(b) and [r['sigmas'] for r in read_records('l.jsonl')] == [[80., .01], [5., .01]]
