@@ -3,7 +3,8 @@ import sys
 from importlib.metadata import entry_points, version
 
 if __name__ == '__main__':
-    if '--version' in sys.argv[1:]: sys.exit(print('miniai', version('miniai')))
-    print(f'miniai {version("miniai")}. Its commands; each says more with --help:\n')
+    print('miniai', version('miniai'))
+    if '--version' in sys.argv[1:]: sys.exit()
+    print('Its commands; each says more with --help:')
     for e in entry_points(group='console_scripts'):
         if e.value.startswith('miniai.'): print(f'  {e.name:18s}{e.load().__doc__}')
