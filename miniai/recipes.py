@@ -38,7 +38,7 @@ def small_unet(
 ) -> UNet:
     "The U-Net that two CPU cores can train: 2×2 patches, two sizes; images whose sides are multiples of 4"
     net = UNet(channels, **dict(widths=(64,96), n_blocks=1, attn=1, patch=2, t_scale=t_scale) | kwargs)
-    return net.to(memory_format=torch.channels_last)                 # faster so, on CPUs: `unet_parts` in results/bench.jsonl
+    return net.to(memory_format=torch.channels_last)   # faster so, on CPUs: `unet_parts` in results/bench.jsonl
 
 # %% ../nbs/30a_recipes.ipynb #f86a71b3
 class OneCycleCB(BatchSchedCB):
