@@ -739,6 +739,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'miniai.solvers.logsnr_grid': ('one_loop.html#logsnr_grid', 'miniai/solvers.py'),
                                 'miniai.solvers.sample': ('one_loop.html#sample', 'miniai/solvers.py'),
                                 'miniai.solvers.step_dpmpp_3m': ('one_loop.html#step_dpmpp_3m', 'miniai/solvers.py'),
+                                'miniai.solvers.step_ipndm': ('one_loop.html#step_ipndm', 'miniai/solvers.py'),
                                 'miniai.solvers.step_unipc': ('one_loop.html#step_unipc', 'miniai/solvers.py')},
             'miniai.sources': { 'miniai.sources.ImageData': ('sources.html#imagedata', 'miniai/sources.py'),
                                 'miniai.sources.ImageData.__init__': ('sources.html#imagedata.__init__', 'miniai/sources.py'),

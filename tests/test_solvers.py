@@ -2,16 +2,16 @@
 import math
 import pytest
 import torch
-from miniai.diffusion import ddpm, levels, sample_loop
+from miniai.diffusion import ddpm, levels, Run, sample_loop
 from miniai.denoiser import image_noise
 from miniai.ddim import step_ddim, subsequence
 from miniai.schedules import cosine, uniform_grid
 from miniai.karras import sigmas_karras, step_churn, step_dpmpp_2m, step_heun, step_lms, ve
-from miniai.solvers import flow, get_solver, logsnr_grid, SOLVERS, step_dpmpp_3m, step_unipc
+from miniai.solvers import flow, get_solver, logsnr_grid, SOLVERS, step_dpmpp_3m, step_ipndm, step_unipc
 from oracles import (Bells, f64, Gaussian, gen, generate, Knows, level, Network, noise, one_step, order, TwoValues,
                      walk, Wavy)
 
-DETERMINISTIC = dict(ddim=step_ddim, heun=step_heun, lms=step_lms, dpmpp_2m=step_dpmpp_2m, dpmpp_3m=step_dpmpp_3m, unipc=step_unipc)
+DETERMINISTIC = dict(ddim=step_ddim, heun=step_heun, lms=step_lms, dpmpp_2m=step_dpmpp_2m, dpmpp_3m=step_dpmpp_3m, unipc=step_unipc, ipndm=step_ipndm)
 DRAWING = {'ancestral', 'churn', 'ddpm'}
 STEP = pytest.mark.parametrize('step', DETERMINISTIC.values(), ids=DETERMINISTIC)
 WAVY = Wavy()
@@ -100,7 +100,7 @@ def test_lowest_orders_and_no_churn(n):
 def test_first_steps_of_multistep_methods_are_ddim_s():
     "With nothing to look back to"
     x,ls = 80*noise(2,1,3,3), levels(ve, rho(9)); first = next(sample_loop(WAVY, x, ls, step_ddim, None)).x
-    for step in (step_lms, step_dpmpp_2m, step_dpmpp_3m, step_unipc): close(next(sample_loop(WAVY, x, ls, step, None)).x, first, 1e-10)
+    for step in (step_lms, step_ipndm, step_dpmpp_2m, step_dpmpp_3m, step_unipc): close(next(sample_loop(WAVY, x, ls, step, None)).x, first, 1e-10)
 
 def test_churn_in_its_window_only():
     x,ls = 80*noise(2,1,3,3), levels(ve, rho(9)); z = lambda: noise(2,1,3,3, seed=6)
@@ -151,6 +151,56 @@ def test_3m_is_diffusers_but_for_one_term():
     sch = DPM(solver_order=3, **CFG)
     assert against(sch, half_parabola) < 1e-5 < against(sch, step_dpmpp_3m)
 
+# --- iPNDM
+
+def published(den, x, ls, order):
+    "iPNDM written out, as published for EDM's levels: the weights of 1, 2, 3 and 4 slopes, newest first"
+    table = {1: [1], 2: [3/2, -1/2], 3: [23/12, -16/12, 5/12], 4: [55/24, -59/24, 37/24, -9/24]}; past = []
+    for l,m in zip(ls, ls[1:]):
+        d = (x - den(x, l)[0])/l.sigma
+        w = table[min(order, len(past)+1)]
+        x = x + (m.sigma-l.sigma)*(w[0]*d + sum(wi*o for wi,o in zip(w[1:], past)))
+        past = [d, *past][:3]
+    return x
+
+@pytest.mark.parametrize('order', [1, 2, 3, 4])
+@pytest.mark.parametrize('n', [1, 2, 3, 9])
+def test_ipndm_is_the_published_update(n, order):
+    "Of any order, with more calls than that or fewer"
+    x,ls = 80*noise(4,1,2,2), levels(ve, rho(n))
+    close(walk(WAVY, x, ls, step_ipndm, order=order).x, published(WAVY, x, ls, order), 1e-9)
+
+def test_ipndm_is_diffusers():
+    "On diffusers' own levels, but for the last, where it would divide by zero"
+    from diffusers import IPNDMScheduler
+    sch = IPNDMScheduler(); sch.set_timesteps(9); x = y = noise(64,1,1,1); α,β = sch.alphas.double(), sch.betas.double()
+    ls = levels(lambda i: (α[i], β[i]), list(range(1, 10))); sch.set_begin_index(1)
+    for i,now in zip(range(1, 9), sample_loop(WAVY, x, ls, step_ipndm, None)):
+        ε = WAVY(y, ls[i-1])[1]
+        y = sch.step((ε - y*β[i])/α[i], sch.timesteps[i], y).prev_sample
+        close(now.x, y, 1e-5)
+
+def ipndm_error(ls, order, den=Gaussian(.3, .5)):
+    "Mean error at the last level after three exact levels, so that the start's lower orders do not count"
+    z = noise(100,1,1,1); run = Run(den, ls, None)
+    for l in ls[:3]: run(den.at(l, z), l)
+    x = den.at(ls[3], z)
+    for l,m in zip(ls[3:], ls[4:]): x = step_ipndm(run, x, l, m, order=order)
+    return (x-den.at(ls[-1], z)).abs().mean().item()
+
+def even(n): return levels(ve, torch.linspace(2., .2, n+1, **f64))[:-1]
+
+@pytest.mark.parametrize('p', [1, 2, 3, 4])
+def test_ipndm_has_its_order_on_even_levels(p):
+    ns = [200, 400, 800]
+    assert abs(order([ipndm_error(even(n), p) for n in ns], ns) - p) < .25
+
+@pytest.mark.parametrize('p', [2, 3, 4])
+def test_ipndm_has_order_two_on_others(p):
+    "Its weights are those of even places: on Karras's grid, order 2 whatever the number of slopes"
+    ns = [200, 400, 800]
+    assert abs(order([ipndm_error(levels(ve, rho(n+1, .2, 20.)[:-1])[:-1], p) for n in ns], ns) - 2) < .25
+
 # --- orders
 
 def error(step, path, n, den=Gaussian(.3, .5)):
@@ -158,7 +208,7 @@ def error(step, path, n, den=Gaussian(.3, .5)):
     ls = levels(path, logsnr_grid(n+1, .05, 20.))[:-1]; z = noise(100,1,1,1)
     return (walk(den, den.at(ls[0], z), ls, step).x - den.at(ls[-1], z)).abs().mean().item()
 
-@pytest.mark.parametrize('name,at_least', dict(ddim=1, heun=2, dpmpp_2m=2, dpmpp_3m=3, unipc=2, lms=3).items())
+@pytest.mark.parametrize('name,at_least', dict(ddim=1, heun=2, dpmpp_2m=2, dpmpp_3m=3, unipc=2, lms=3, ipndm=2).items())
 def test_orders_on_a_gaussian(name, at_least):
     ns = [20, 40, 80, 160]; errors = [error(DETERMINISTIC[name], ve, n) for n in ns]
     assert order(errors[1:], ns[1:]) > at_least-.2, errors
@@ -222,7 +272,7 @@ def test_grids_that_are_none(bad):
 # --- arguments of the steps
 
 @pytest.mark.parametrize('step,kw,says', [(step_ddim, dict(eta=-1.), 'eta must be 0'), (step_ddim, dict(eta=math.nan), 'eta must be 0'), (step_lms, dict(order=5), 'order must be 1, 2, 3 or 4'),
-                                          (step_unipc, dict(order=0), 'order must be 1, 2 or 3'), (step_churn, dict(s_churn=-1.), 's_churn must be 0'), (step_churn, dict(s_churn=math.inf), 's_churn must be 0')], ids=str)
+                                          (step_unipc, dict(order=0), 'order must be 1, 2 or 3'), (step_ipndm, dict(order=5), 'order must be 1, 2, 3 or 4 slopes, got 5'), (step_churn, dict(s_churn=-1.), 's_churn must be 0'), (step_churn, dict(s_churn=math.inf), 's_churn must be 0')], ids=str)
 def test_bad_arguments(step, kw, says):
     with pytest.raises(ValueError, match=says): walk(Gaussian(), noise(1,1,2,2), levels(ve, rho(5)), step, lambda: noise(1,1,2,2), **kw)
 
