@@ -1,10 +1,11 @@
-"""Trains the network `fashion`: clothes with or without labels, from the weights `fashion_edm` on.
+"""Trains the networks that come with the package, from scratch: `fashion`, clothes with or without labels, in EDM's form, and
+`fashion_ddpm`, which predicts the noise at DDPM's thousand levels.
 
-    python experiments/fashion.py [--out runs/fashion] [--steps 3600]      train; called again, it goes on
-    python experiments/fashion.py --score-it [--out runs/fashion]             FID of every snapshot → results/fashion.jsonl
-    python experiments/fashion.py --ship fashion --snapshot ema0.1-3600    a snapshot → miniai/weights/NAME
+    python experiments/fashion.py [--name fashion] [--steps 10000]     train → runs/NAME; called again, it goes on
+    python experiments/fashion.py --score-it [--name fashion]          FID of every snapshot → results/fashion.jsonl
+    python experiments/fashion.py --ship --snapshot ema0.1-10000       a snapshot → miniai/weights/NAME
 
-The learning rate falls as 1/√step and the weights are averaged over a fixed share of the training (Karras et al. 2024,
+Muon turns the matrices, Adam the rest (`speedrun.py`). The learning rate falls as 1/√step and the weights are averaged over a fixed share of the training (Karras et al. 2024,
 *Analyzing and Improving the Training Dynamics of Diffusion Models*, §3): one may look at any time, and let it go on.
 In the last `anneal` steps the rate falls to zero."""
 import json, time
@@ -19,17 +20,20 @@ from torch import optim
 from miniai.accel import MixedPrecision
 from miniai.core import half_dtype, load, log_record, read_records, results_path, save, set_seed
 from miniai.datasets import fashion_dls
-from miniai.diffusion import NoiseCB
+from miniai.diffusion import NoiseCB, ddpm
 from miniai.karras import edm
 from miniai.checkpoint import CheckpointCB
 from miniai.learner import Callback, CancelFitException, DeviceCB, Learner, TrainCB
 from miniai.denoiser import Denoiser
-from miniai.recipes import Card, reference_eval, save_denoiser, score
+from miniai.recipes import Card, reference_eval, save_denoiser, score, small_unet
 from miniai.sgd import BatchSchedCB
-from miniai.unet import UNet, WEIGHTS, load_unet
+from miniai.unet import WEIGHTS, load_unet
+from speedrun import MuonAdam
 
-FORM = edm(sigma_data=0.706, P_mean=-0.6, P_std=1.0)
-RECIPE = dict(start='fashion_edm', bs=32, lr=7e-4, flat=500, warmup=100, drop=0.15, seed=42, label_lr=4., emas=[0.05, 0.1])
+RECIPES = dict(
+    fashion=dict(form=edm(sigma_data=0.706, P_mean=-0.8, P_std=1.1), drop=0.1, net=dict(attn=0, widths=(64,128))),
+    fashion_ddpm=dict(form=ddpm(), drop=None, net=dict(attn=0)))
+SHARED = dict(bs=128, lr=2e-3, muon=0.01, flat=2500, warmup=200, seed=42, emas=[0.05, 0.1])
 CLASSES = 'T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankle boot'.split(' ')
 
 def gamma(
@@ -76,8 +80,8 @@ class LogCB(Callback):
     order = 95
     def __init__(self, path, every=50): self.path,self.every,self.sum = Path(path), every, 0.
     def after_batch(self, learn):
-        self.sum += learn.loss.item(); i = learn.iter+1
-        if i % self.every: return
+        self.sum += learn.loss.item()
+        if learn.ema.n % self.every: return
         row = dict(step=learn.ema.n, loss=round(self.sum/self.every, 5), lr=learn.opt.param_groups[0]['lr'], cpu_seconds=round(learn.clock.total, 1))
         self.sum = 0.
         with self.path.open('a') as f: f.write(json.dumps(row)+'\n')
@@ -89,31 +93,30 @@ class StopCB(Callback):
     def after_batch(self, learn):
         if learn.ema.n >= self.steps: raise CancelFitException()
 
-def network():
-    "The U-Net of the start, its weights, and room for labels that begin as zeros"
-    sd,card = load(WEIGHTS/RECIPE['start'])
-    net = UNet(**card['config'] | dict(n_classes=10))
-    net.load_state_dict({k: v.float() for k,v in sd.items()} | {'labels.weight': net.labels.weight.detach()})
-    return net
+def recipe(name):
+    "What that network's training is made of"
+    if name not in RECIPES: raise SystemExit(f'no network {name!r}: there are {", ".join(RECIPES)}')
+    return SHARED | RECIPES[name]
 
-def optimiser(net, lr):
-    "Fused Adam; the labels, which begin at zero, learn faster"
-    labels = [p for n,p in net.named_parameters() if n.startswith('labels')]
-    rest = [p for n,p in net.named_parameters() if not n.startswith('labels')]
-    return optim.Adam([dict(params=rest), dict(params=labels, lr=lr*RECIPE['label_lr'])], lr=lr, eps=1e-5, fused=True)
+def network(r):
+    "The small U-Net of a recipe, with room for labels where it has them"
+    labels = {} if r['drop'] is None else dict(n_classes=10)
+    return small_unet(1, t_scale=250. if labels else r['form'].t_scale, **r['net'], **labels)
 
-def rate(i, steps, anneal):
+def rate(i, steps, anneal, warmup, flat):
     "The learning rate after i steps, as a share of the highest: a short warm-up, flat, falling as 1/√i, at the end to 0 along a line"
-    return min((i+1)/RECIPE['warmup'], 1)/max(i/RECIPE['flat'], 1)**0.5 * min(max(steps-i, 0)/max(anneal, 1), 1)
+    return min((i+1)/warmup, 1)/max(i/flat, 1)**0.5 * min(max(steps-i, 0)/max(anneal, 1), 1)
 
-def learner(out, every, steps, anneal):
+def learner(r, out, every, steps, anneal):
     "The learner of the experiment; its fit may be ended at any step"
-    set_seed(RECIPE['seed']); net = network(); ema = PowerEMACB(out, RECIPE['emas'], every)
-    dls = fashion_dls(RECIPE['bs'], n_valid=RECIPE['bs'], say=lambda s: None)
-    verbs = MixedPrecision(3) if half_dtype() else TrainCB(3); verbs.order = DeviceCB.order+10
-    cbs = [DeviceCB(), ClockCB(), NoiseCB(FORM, RECIPE['drop']), verbs, ema, LogCB(Path(out)/'log.jsonl'),
-           BatchSchedCB(lambda opt: optim.lr_scheduler.LambdaLR(opt, partial(rate, steps=steps, anneal=anneal)))]
-    learn = Learner(net, dls, F.mse_loss, lr=RECIPE['lr'], cbs=cbs, opt_func=lambda ps, lr: optimiser(net, lr))
+    set_seed(r['seed']); net = network(r); ema = PowerEMACB(out, r['emas'], every)
+    dls = fashion_dls(r['bs'], n_valid=r['bs'], say=lambda s: None)
+    n_inp = 2 + (r['drop'] is not None)
+    verbs = MixedPrecision(n_inp) if half_dtype() else TrainCB(n_inp); verbs.order = DeviceCB.order+10
+    sched = partial(rate, steps=steps, anneal=anneal, warmup=r['warmup'], flat=r['flat'])
+    cbs = [DeviceCB(), ClockCB(), NoiseCB(r['form'], r['drop']), verbs, ema, LogCB(Path(out)/'log.jsonl'),
+           BatchSchedCB(lambda opt: optim.lr_scheduler.LambdaLR(opt, sched))]
+    learn = Learner(net, dls, F.mse_loss, lr=r['lr'], cbs=cbs, opt_func=lambda ps, lr: MuonAdam(net, lr, r['muon']))
     learn.ema = ema
     return learn
 
@@ -121,53 +124,56 @@ def snapshots(out):
     "Paths of the snapshots, in the order of their steps"
     return sorted((p.with_suffix('') if p.suffix == '.json' else p for p in Path(out).glob('ema*-*.json')), key=lambda p: int(p.name.rsplit('-')[-1]))
 
-def denoiser(path):
+def denoiser(r, path):
     "The denoiser of a snapshot"
     net,card = load_unet(path)
-    return Denoiser(net, FORM, half_dtype(), dict(size=(1,28,28), drop=RECIPE['drop'])), card
+    return Denoiser(net.to(memory_format=torch.channels_last), r['form'], half_dtype(), dict(size=(1,28,28), drop=r['drop'])), card
 
-def score_snapshots(out, n, labels, only=''):
+def score_snapshots(name, out, n, labels, only='', seed=42):
     "A record of each snapshot that has none yet"
-    path = results_path('fashion'); ie = reference_eval()
+    path = results_path('fashion'); ie = reference_eval(); r = recipe(name); labels = labels and r['drop'] is not None
     for p in snapshots(out):
-        if only not in p.name or read_records(path, snapshot=p.name, n=n, labels=labels): continue
-        den,card = denoiser(p); y = torch.arange(n) % 10 if labels else None
-        r = log_record(path, **score(den, ie, n=n, sampling=dict(y=y)), command='python experiments/fashion.py --score-it', snapshot=p.name, labels=labels,
-                       step=card['step'], ema=card['ema'], train_cpu_seconds=round(card['cpu_seconds']), start=RECIPE['start'])
-        print(p.name, 'labels' if labels else 'no labels', round(r['fid'], 3), flush=True)
+        if only not in p.name or read_records(path, network=name, snapshot=p.name, n=n, labels=labels, seed=seed): continue
+        den,card = denoiser(r, p); y = torch.arange(n) % 10 if labels else None
+        rec = log_record(path, **score(den, ie, n=n, seed=seed, sampling=dict(y=y)), command=f'python experiments/fashion.py --name {name} --score-it',
+                         network=name, snapshot=p.name, labels=labels, step=card['step'], ema=card['ema'], train_cpu_seconds=round(card['cpu_seconds']))
+        print(p.name, 'labels' if labels else 'no labels', round(rec['fid'], 3), flush=True)
 
-def train(out, steps, anneal, every, save_every=100):
+def train(name, out, steps, anneal, every, save_every=200):
     "Train, from the checkpoint on if there is one"
-    Path(out).mkdir(parents=True, exist_ok=True); learn = learner(out, every, steps, anneal)
-    check = CheckpointCB(Path(out)/'checkpoint', every=save_every, settings=RECIPE | dict(steps=steps, anneal=anneal))
-    learn.fit(1 + steps*RECIPE['bs']//60000, valid=False, cbs=[check, StopCB(steps)])
+    r = recipe(name); Path(out).mkdir(parents=True, exist_ok=True); learn = learner(r, out, every, steps, anneal)
+    settings = r | dict(form=r['form'].card(), steps=steps, anneal=anneal)
+    check = CheckpointCB(Path(out)/'checkpoint', every=save_every, settings=settings)
+    learn.fit(1 + steps*r['bs']//60000, valid=False, cbs=[check, StopCB(steps)])
     return learn
 
-def ship_snapshot(path, name):
+def ship_snapshot(name, path, to):
     "Weights and card of a snapshot into miniai/weights"
-    sd,card = load(path); rows = [json.loads(l) for l in (path.parent/'log.jsonl').open()]
-    start = json.loads((WEIGHTS/f"{RECIPE['start']}.json").read_text(encoding='utf-8'))
-    history = [r for r in rows if r['step'] <= card['step']][::5]
-    what = Card(config=card['config'], form=FORM.card(), size=[1,28,28], data='Fashion-MNIST', n_train=60000, epochs=round(card['step']*RECIPE['bs']/60000, 2),
-                recipe=f"experiments/fashion.py, from {RECIPE['start']} ({start.get('cpu_seconds', start.get('seconds'))} CPU s on another CPU) on", lr=RECIPE['lr'], bs=RECIPE['bs'],
-                ema=card['ema'], seed=RECIPE['seed'], cpu_seconds=round(card['cpu_seconds']), history=history, drop=RECIPE['drop'], classes=CLASSES, optimizer='Adam, fused')
-    print(save_denoiser(sd, WEIGHTS/name, what))
+    r = recipe(name); sd,card = load(path); rows = [json.loads(l) for l in (path.parent/'log.jsonl').open()]
+    history = [row for row in rows if row['step'] <= card['step']][::10]
+    what = Card(config=card['config'], form=r['form'].card(), size=[1,28,28], data='Fashion-MNIST', n_train=60000, epochs=round(card['step']*r['bs']/60000, 2),
+                recipe=f"python experiments/fashion.py --name {name}", lr=r['lr'], bs=r['bs'], ema=card['ema'], seed=r['seed'], cpu_seconds=round(card['cpu_seconds']),
+                history=history, drop=r['drop'], classes=CLASSES if r['drop'] is not None else None, optimizer=f"Muon at {r['muon']} on matrices, Adam on the rest")
+    print(save_denoiser(sd, WEIGHTS/to, what))
 
 @call_parse
 def main(
-    out:str='runs/fashion',   # folder of checkpoint, snapshots and log
-    steps:int=3600,           # of 32 images, in all
-    anneal:int=700,           # the last so many of them, in which the rate falls to 0
-    every:int=250,            # steps between snapshots
+    name:str='fashion',       # which network
+    out:str='',               # folder of checkpoint, snapshots and log; '': runs/NAME
+    steps:int=10000,          # of 128 images, in all
+    anneal:int=3000,          # the last so many of them, in which the rate falls to 0
+    every:int=1000,           # steps between snapshots
     score_it:bool=False,      # score the snapshots that are not scored yet
     only:str='',              # score only snapshots whose name contains this
-    labels:bool=True,         # score with labels (every class alike), else without
+    no_labels:bool=False,     # score without labels, else with every class alike
     n:int=2048,               # images to score
-    ship:str='',              # copy a snapshot into miniai/weights under this name
+    seed:int=42,              # of the sampling, for `score_it`
+    ship:bool=False,          # copy a snapshot into miniai/weights
     snapshot:str='',          # which, for `ship`: its file's name without suffix
+    to:str='',                # under which name, for `ship`; '': NAME
 ):
     "Train, score or ship"
-    torch.set_num_threads(1)
-    if score_it: return score_snapshots(out, n, labels, only)
-    if ship: return ship_snapshot(Path(out)/snapshot, ship)
-    train(out, steps, anneal, every)
+    torch.set_num_threads(1); recipe(name); out = out or f'runs/{name}'
+    if score_it: return score_snapshots(name, out, n, not no_labels, only, seed)
+    if ship: return ship_snapshot(name, Path(out)/snapshot, to or name)
+    train(name, out, steps, anneal, every)

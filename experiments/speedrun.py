@@ -50,6 +50,8 @@ class Recipe:
 
 RECIPES = dict(former=Recipe(bs=64, attn=1, P_mean=-1.2, P_std=1.2), small_batch=Recipe(attn=1, P_mean=-1.2, P_std=1.2),
                no_attention=Recipe(P_mean=-1.2, P_std=1.2), levels=Recipe(), muon=Recipe(muon=0.01), muon_labels=Recipe(muon=0.01, drop=0.1),
+               muon_labels_attn=Recipe(muon=0.01, drop=0.1, attn=1), muon_labels_64=Recipe(muon=0.01, drop=0.1, bs=64),
+               labels=Recipe(drop=0.1),
                narrow=Recipe(muon=0.01, widths=(48,96)))
 
 class MuonAdam(optim.Adam):
@@ -66,17 +68,18 @@ class MuonAdam(optim.Adam):
         super().step(); self.param_groups = groups
         for p in groups[0]['params'] if self.with_muon else []: self._muon(p, groups[0]['lr'])
     def _muon(self, p, lr):
-        s = self.state[p]; m = s.setdefault('momentum', torch.zeros_like(p)).lerp_(p.grad, 0.05)
+        s = self.state[p]; s.setdefault('step', torch.zeros(()))     # Adam looks for it when its state is loaded
+        m = s.setdefault('momentum', torch.zeros_like(p)).lerp_(p.grad, 0.05)
         g = p.grad.lerp(m, 0.95).flatten(1)
         p.add_(orthogonal(g).view_as(p), alpha=-lr*max(1, g.shape[0]/g.shape[1])**0.5)
 
 def orthogonal(g, steps=5):
     "The matrix g with singular values near 1, by five steps of Newton and Schulz (Jordan 2024)"
     tall = g.shape[0] > g.shape[1]; X = g.T if tall else g
-    X = X/(X.norm()+1e-7)
+    X = (X/(X.norm()+1e-7)).to(half_dtype() or g.dtype)
     for _ in range(steps):
         A = X@X.T; X = 3.4445*X + (-4.7750*A + 2.0315*A@A)@X
-    return X.T if tall else X
+    return (X.T if tall else X).to(g.dtype)
 
 class BudgetCB(Callback):
     "Warms the rate up over a tenth of the CPU seconds, lets it fall as a cosine over the rest, and stops; `steps` and `seconds` say how far it came"
@@ -95,7 +98,7 @@ class BudgetCB(Callback):
 def train(r, seconds, seed):
     "`(denoiser, steps, CPU seconds)` of a recipe"
     set_seed(seed); labels = r.drop >= 0; form = edm(0.706, r.P_mean, r.P_std)
-    net = UNet(1, r.widths, n_blocks=1, attn=r.attn, patch=r.patch, t_scale=250., n_classes=10*labels)
+    net = UNet(1, r.widths, n_blocks=1, attn=r.attn, patch=r.patch, t_scale=250., n_classes=10*labels).to(memory_format=torch.channels_last)
     n_inp = 2+labels; budget,ema = BudgetCB(seconds), EMACB(r.ema)
     cbs = [DeviceCB(), NoiseCB(form, r.drop if labels else None), MixedPrecision(n_inp) if half_dtype() else TrainCB(n_inp), ema, budget]
     learn = Learner(net, fashion_dls(r.bs, say=lambda s: None), F.mse_loss, lr=r.lr, cbs=cbs, opt_func=lambda ps, lr: MuonAdam(net, lr, r.muon))

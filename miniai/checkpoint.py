@@ -23,8 +23,9 @@ _odd = 'a checkpoint holds tensors, numbers, strings, lists and dicts, not '
 
 def _name(o, tensors):
     "Put a tensor into `tensors`; returns its name there"
-    tensors[f't{len(tensors)}'] = o.detach().cpu().contiguous().clone()
-    return {'tensor': f't{len(tensors)-1}'}
+    name,stride = f't{len(tensors)}', list(torch.empty_like(o, device='meta').stride())
+    tensors[name] = o.detach().cpu().contiguous().clone()
+    return {'tensor': name} if stride == list(tensors[name].stride()) else {'laid': [name, stride]}
 
 def _pack(o, tensors):
     "`o` as JSON, its tensors put into `tensors` and referred to by name"
@@ -41,6 +42,7 @@ def _unpack(o, tensors):
     if not isinstance(o, dict): return o
     (kind,v), = o.items()
     if kind == 'tensor': return tensors[v]
+    if kind == 'laid': return torch.empty_strided(tensors[v[0]].shape, v[1]).copy_(tensors[v[0]])
     if kind == 'array': return np.array(v[1], dtype=v[0])[()]
     if kind == 'dict': return {k: _unpack(x, tensors) for k,x in v}
     return (tuple if kind == 'tuple' else list)(_unpack(x, tensors) for x in v)

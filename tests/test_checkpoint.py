@@ -11,7 +11,7 @@ from miniai.accel import EMACB
 from miniai.checkpoint import CheckpointCB, _pack, _unpack
 from miniai.core import save, set_seed
 from miniai.datasets import DataLoaders
-from miniai.learner import (Callback, CancelFitException, DeviceCB, MetricsCB, SingleBatchCB, TrainLearner)
+from miniai.learner import (Callback, CancelFitException, DeviceCB, Learner, MetricsCB, SingleBatchCB, TrainCB, TrainLearner)
 from miniai.sgd import BatchSchedCB
 
 def batches(n=6): return [(torch.full((4,2), float(i)), torch.ones(4,1)) for i in range(n)]
@@ -156,3 +156,22 @@ def test_the_second_signal_stops_at_once(tmp_path):
     learn = learner(Twice())
     with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=CheckpointCB(tmp_path/'c'))
     assert learn.iter == 0 and not (tmp_path/'c.safetensors').exists()
+
+def test_a_resumed_fit_keeps_the_layout_of_its_tensors(tmp_path):
+    "Fused Adam reads a weight and its averages in memory's order: channels last must come back as channels last"
+    def fit(cbs, epochs=2):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(memory_format=torch.channels_last)
+        x,y = torch.randn(6,3,8,8), torch.arange(6) % 4
+        batches = [(x[i:i+2], y[i:i+2]) for i in (0,2,4)]
+        learn = Learner(net, DataLoaders(batches, batches), nn.functional.cross_entropy, lr=0.1, cbs=[TrainCB(), *cbs],
+                        opt_func=partial(torch.optim.Adam, fused=True))
+        learn.fit(epochs, valid=False)
+        return net[0].weight
+    class Kill(Callback):
+        order = 99
+        def after_batch(self, learn):
+            if learn.epoch == 1: raise KeyboardInterrupt
+    whole = fit([])
+    with pytest.raises(KeyboardInterrupt): fit([CheckpointCB(tmp_path/'c', every=1), Kill()])
+    assert torch.equal(fit([CheckpointCB(tmp_path/'c', every=1)]), whole)

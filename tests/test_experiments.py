@@ -25,7 +25,7 @@ def test_power_average_has_its_width(tmp_path):
     assert cb.avgs[0]['weight'].item() == pytest.approx((g+1)/(g+2), abs=2e-3)
 
 def test_rate_begins_low_and_ends_at_zero():
-    r = lambda i: fashion.rate(i, 3600, 700)
+    r = lambda i: fashion.rate(i, 3600, 700, warmup=100, flat=500)
     assert r(0) < 0.02 and r(300) == 1 and r(2000) == pytest.approx(0.5) and r(2900) < r(2000) and r(3600) == 0
 
 @pytest.mark.parametrize('shape', [(32,288), (288,32), (64,64)])
@@ -50,17 +50,20 @@ def test_muon_moves_the_matrices_and_adam_the_rest():
 def test_a_recipe_that_is_not_there():
     with pytest.raises(SystemExit, match="no recipe 'fast': there are former, small_batch"): speedrun.main('fast')
 
+def test_a_network_that_is_not_there():
+    with pytest.raises(SystemExit, match="no network 'shoes': there are fashion, fashion_ddpm"): fashion.recipe('shoes')
+
 def test_a_killed_training_goes_on_with_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr(fashion, 'network', lambda: fashion.UNet(widths=(16,32), n_blocks=1, patch=2, attn=0, n_classes=10))
+    monkeypatch.setattr(fashion, 'network', lambda r: fashion.small_unet(widths=(16,32), attn=0, n_classes=10))
     whole,killed = tmp_path/'whole', tmp_path/'killed'
-    fashion.train(whole, 6, anneal=3, every=3, save_every=2)
+    fashion.train('fashion', whole, 6, anneal=3, every=3, save_every=2)
     class Kill(fashion.StopCB):
         def after_batch(self, learn):
             if learn.ema.n == 5: raise KeyboardInterrupt
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(fashion, 'StopCB', Kill)
-        fashion.train(killed, 6, anneal=3, every=3, save_every=2)           # the last checkpoint is of step 4
-    fashion.train(killed, 6, anneal=3, every=3, save_every=2)
+        fashion.train('fashion', killed, 6, anneal=3, every=3, save_every=2)           # the last checkpoint is of step 4
+    fashion.train('fashion', killed, 6, anneal=3, every=3, save_every=2)
     for nm in ('ema0.05-3', 'ema0.05-6', 'ema0.1-6'):
         a,b = (fashion.load(o/nm)[0] for o in (whole, killed))
         assert all(torch.equal(a[k], b[k]) for k in a)
