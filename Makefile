@@ -8,7 +8,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export HF_DATASETS_DISABLE_PROGRESS_BARS := 1
 export PYTHONWARNINGS := ignore:IProgress not found
 
-.PHONY: quickstart test sync smoke pytest equations bench nbs readme lab clean
+.PHONY: quickstart test sync smoke pytest equations bench nbs readme site lab clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.run $(VENV)/.data  ## train a few minutes, sample, score, draw
@@ -46,11 +46,14 @@ equations: $(VENV)/.dev                 ## typeset nbs/equations.yml to nbs/imag
 bench: $(VENV)/.dev $(VENV)/.data       ## what learner, loader, trackers, FID, sampling loop and U-Net cost; appends to results/bench.jsonl
 	for b in learner tracking fid sampling unet; do $(BIN)/python bench/$$b.py || exit 1; done
 
+site: $(VENV)/.site                     ## the notebooks, as they are committed, as pages in _site/: open _site/index.html, or publish the folder
+	$(BIN)/python site/build.py
+
 lab: $(VENV)/.lab $(VENV)/.data         ## the notebooks, in JupyterLab
 	$(BIN)/jupyter lab nbs
 
 clean:                                  ## all that these commands made, .venv included
-	rm -rf $(VENV) build dist *.egg-info _proc .pytest_cache .hypothesis samples.png strip.png
+	rm -rf $(VENV) _site site/node_modules build dist *.egg-info _proc .pytest_cache .hypothesis samples.png strip.png
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 # --- the environment
@@ -86,6 +89,22 @@ $(VENV)/.dev: $(META) | $(BIN)/python
 
 $(VENV)/.lab: $(VENV)/.dev
 	$(PIP) -e '.[dev,lab]'
+	@touch $@
+
+# what the site takes from PyPI and npm; no torch
+$(VENV)/.site: $(META) site/package-lock.json | $(BIN)/python
+	@echo 'installing what the site needs: four Python packages, KaTeX and three fonts (once)'
+	$(PIP) $$(sed -n 's/^site_requirements = //p' settings.ini)
+	@command -v npm >/dev/null || { echo 'the site needs node and npm: on Debian, apt-get install npm'; exit 1; }
+	npm ci --silent --no-audit --no-fund --prefix site
+	@touch $@
+
+# tried once: without it, tests/test_site.py says so and goes on
+$(VENV)/.browser: | $(BIN)/python
+	@if ! command -v chromium >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo 'installing the browser that tests the site: the Debian package chromium'; \
+	  apt-get install -qq -y chromium >/dev/null 2>&1 || { apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } || \
+	  echo 'that did not work: the site is built, not tested'; fi
 	@touch $@
 
 # tried once: without it, miniai goes on with what it finds
