@@ -15,22 +15,24 @@ from torch import nn
 from .core import def_device, unwrap
 from .learner import Callback, CancelStepException, DeviceCB, TrainCB
 
-# %% ../nbs/17_DDPM_v2.ipynb #d55c5621
+# %% ../nbs/17_DDPM_v2.ipynb #1d5d5b74
 def _check_dtype(kind, dtype):
     "Raise unless a kind of device can train in this type"
     if dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(f'mixed precision is torch.bfloat16 or torch.float16, not {dtype}')
     if dtype == torch.float16 and kind != 'cuda':
-        raise ValueError(f'float16 training needs CUDA (for its loss scaling); on {kind!r} use torch.bfloat16')
+        raise ValueError('float16 training needs CUDA (for its loss scaling); '
+                         f'on {kind!r} use torch.bfloat16')
     if kind == 'cuda' and dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported():
         raise ValueError('this GPU has no bfloat16: use torch.float16')
 
+# %% ../nbs/17_DDPM_v2.ipynb #d55c5621
 class MixedPrecision(TrainCB):
-    "The five verbs of training with the model and loss in half precision (Micikevicius et al. 2018)"
+    "The five verbs, model and loss in half precision (Micikevicius et al. 2018)"
     order = DeviceCB.order+10
     def __init__(self,
         n_inp:int=1,                      # how many items of the batch are the model's inputs
-        dtype:torch.dtype=torch.bfloat16, # torch.bfloat16, or torch.float16 with loss scaling (CUDA only)
+        dtype:torch.dtype=torch.bfloat16, # or torch.float16, with loss scaling (CUDA only)
         device:str=def_device,            # where the model runs
     ):
         super().__init__(n_inp)
@@ -56,7 +58,7 @@ class MixedPrecision(TrainCB):
 
 # %% ../nbs/17_DDPM_v2.ipynb #b0070216
 class ClipGradCB(Callback):
-    "Scales gradients down to a largest norm (Pascanu et al. 2013, Algorithm 1); keeps the norms in `norms`"
+    "Scales gradients down to a largest norm (Pascanu et al. 2013, Algorithm 1); keeps `norms`"
     order = MixedPrecision.order+1
     def __init__(self,
         max_norm:float=1.,  # gradients of a larger Euclidean norm are scaled down to it
@@ -69,7 +71,7 @@ class ClipGradCB(Callback):
 
 # %% ../nbs/17_DDPM_v2.ipynb #17a00001
 class AccumulateCB(Callback):
-    "Steps once every few batches, by the mean of their gradients: a large batch in the memory of a small one"
+    "Steps once every few batches, by the mean of their gradients"
     order = DeviceCB.order-1       # before gradients are unscaled or clipped
     def __init__(self,
         n:int=2,  # batches a step; the last step of an epoch may have fewer
@@ -112,7 +114,7 @@ class EMACB(Callback):
             if v.is_floating_point(): self.ema[k].lerp_(v, 1-μ)
             else: self.ema[k].copy_(v)
     def before_epoch(self, learn):
-        first = next(cb for cb in learn.cbs if isinstance(cb, EMACB))     # of several averages, the first is validated
+        first = next(cb for cb in learn.cbs if isinstance(cb, EMACB))     # validated, of several
         if not learn.training and first is self: self._swap_in(learn.model)
     def cleanup_epoch(self, learn): self._swap_out(learn.model)
     def _swap_in(self, model):
@@ -140,9 +142,9 @@ def applied(self:EMACB,
 
 # %% ../nbs/17_DDPM_v2.ipynb #27ddf569
 def init_ddpm(
-    model:nn.Module,  # a U-Net of diffusers or ours: blocks with a `conv2`, downsampling convolutions of stride 2
+    model:nn.Module,  # a U-Net: blocks with a `conv2`, downsampling convolutions of stride 2
 ) -> nn.Module:
-    "Zero the second convolution of each block and the last of all, make downsampling orthogonal; returns the model"
+    "The model, second convolutions of blocks and the last of all zero, downsampling orthogonal"
     convs = [(nm,m) for nm,m in model.named_modules() if isinstance(m, nn.Conv2d)]
     if not convs: raise ValueError(f'{type(model).__name__} has no convolutions to initialise')
     last = convs[-1][1]
@@ -165,7 +167,7 @@ class AccelerateCB(TrainCB):
         super().__init__(n_inp)
         try: from accelerate import Accelerator
         except ImportError:
-            raise ImportError('AccelerateCB needs the library accelerate: pip install accelerate') from None
+            raise ImportError('AccelerateCB needs accelerate: pip install accelerate') from None
         self.acc = Accelerator(mixed_precision=mixed_precision, **kwargs)
     def before_fit(self, learn):
         self.was = learn.model, learn.dls
@@ -174,7 +176,7 @@ class AccelerateCB(TrainCB):
         with self.acc.autocast(): super().get_loss(learn)
     def backward(self, learn): self.acc.backward(learn.loss)
     def after_backward(self, learn):
-        if self.acc.scaler is not None: self.acc.unscale_gradients(learn.opt)     # before they are clipped
+        if self.acc.scaler is not None: self.acc.unscale_gradients(learn.opt)  # before clipping
     def cleanup_fit(self, learn):
         if not hasattr(self, 'was'): return
         learn.model = self.acc.unwrap_model(learn.model, keep_fp32_wrapper=False)

@@ -40,13 +40,14 @@ def run_source() -> dict:
 def describe_run(
     learn,  # a learner within a fit
 ) -> dict:
-    "What a tracker should know without being told: model, optimiser, sizes, device, versions, commit"
+    "What a tracker should know: model, optimiser, sizes, device, versions, commit"
     nm = lambda f: getattr(getattr(f, 'func', f), '__name__', type(f).__name__)
     dl,model = getattr(learn.dls, 'train', None), learn.model
+    size = getattr(dl, 'bs', getattr(dl, 'batch_size', None))
     return dict(model=type(model).__name__, parameters=sum(p.numel() for p in model.parameters()),
                 loss=nm(learn.loss_func), optimizer=nm(learn.opt_func),
-                lr=learn.lr, epochs=learn.n_epochs, batch_size=getattr(dl, 'bs', getattr(dl, 'batch_size', None)),
-                device=device_name(), versions=versions(), commit=_git('rev-parse', 'HEAD').strip() or None,
+                lr=learn.lr, epochs=learn.n_epochs, batch_size=size, device=device_name(),
+                versions=versions(), commit=_git('rev-parse', 'HEAD').strip() or None,
                 changed=bool(_git('status', '--porcelain', '-uno').strip()))
 
 # %% ../nbs/21_cifar10_and_wandb.ipynb #21a0001e
@@ -81,7 +82,7 @@ class _Api:
 class TrackerCB(_Api, MetricsCB):
     "`MetricsCB` that also tells a tracker, whose failures never stop a fit"
     def __init__(self,
-        api,                     # has `init(project=, name=, config=)`, `log(dict, step=)`, `finish()`
+        api,                     # has `init(project=, name=, config=)`, `log(d, step=)`, `finish()`
         *ms,                     # metrics with `update`, `compute`, `reset`
         project:str='miniai',    # runs are gathered under this name
         name:str=None,           # of the run; None: the time
@@ -195,7 +196,7 @@ class WandBCB(TrackerCB):
     "`TrackerCB` over Weights & Biases; without an account, a directory for `wandb sync`"
     def __init__(self,
         *ms,            # metrics with `update`, `compute`, `reset`
-        mode:str=None,  # 'online' or 'offline'; None: `WANDB_MODE`, else whether there is an account
+        mode:str=None,  # 'online' or 'offline'; None: `WANDB_MODE`, else by the account
         **kwargs,       # project, name, config, sampler and the rest of `TrackerCB`
     ):
         super().__init__(need('wandb'), *ms, **kwargs)

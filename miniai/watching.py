@@ -119,7 +119,8 @@ class Post(SayOnce):
         self.q.put(None)
         self.thread.join(wait)
         n = self.q.qsize()
-        if self.thread.is_alive(): self.note(f'{n} calls were still waiting {wait:g} s after the fit')
+        if self.thread.is_alive():
+            self.note(f'{n} calls were still waiting {wait:g} s after the fit')
         self.speak()
 
 # %% ../nbs/20a_watching.ipynb #20a00018
@@ -204,7 +205,9 @@ class ScoreCB(Callback):
         seed:int=42,        # of the noise: the same each time
         **scores,           # by name: functions of the images, such as `fid=ImageEval(…).fid`
     ):
-        if not scores: raise ValueError('ScoreCB needs a function of images by name, e.g. fid=image_eval.fid')
+        if not scores:
+            raise ValueError('ScoreCB needs a function of images by name, '
+                             'e.g. fid=image_eval.fid')
         if every < 1: raise ValueError(f'`every` counts epochs, from 1, got {every}')
         self.sampler,self.every,self.seed,self.scores = sampler, every, seed, scores
         self.seconds = []   # CPU seconds of each round: samples and scores
@@ -232,7 +235,8 @@ class ScoreCB(Callback):
         except Exception as e: self.trouble.note(f'the samples could not be scored: {sentence(e)}')
         return {}
     def cleanup_fit(self, learn):
-        for k in self.scores if getattr(self, 'learn', None) else (): learn.metrics.all_metrics.pop(k, None)
+        for k in self.scores if getattr(self, 'learn', None) else ():
+            learn.metrics.all_metrics.pop(k, None)
         self.learn = None
 
 # %% ../nbs/20a_watching.ipynb #20a0002d
