@@ -33,10 +33,11 @@ def unmix(
                          "a little lower (t=0.995, say), or predict v, flow or EDM's target")
     return (b*x - sigma*F)/Δ, (alpha*F - a*x)/Δ
 
-# %% ../nbs/15b_denoiser.ipynb #cc04109c
+# %% ../nbs/15b_denoiser.ipynb #c5327471
 def _y(y): return () if y is None else (y,)          # who knows no labels may take fewer arguments
 def _float(o): return o.item() if isinstance(o, torch.Tensor) and o.ndim == 0 else o
 
+# %% ../nbs/15b_denoiser.ipynb #cc04109c
 class Denoiser:
     "A network as `den(x, level, y=None) → (x̂0, ε̂)`: whatever path x is on, only its σ/α matters"
     def __init__(self,
