@@ -205,12 +205,10 @@ class ScoreCB(Callback):
         seed:int=42,        # of the noise: the same each time
         **scores,           # by name: functions of the images, such as `fid=ImageEval(…).fid`
     ):
-        if not scores:
-            raise ValueError('ScoreCB needs a function of images by name, '
-                             'e.g. fid=image_eval.fid')
+        if not scores: raise ValueError('ScoreCB needs a function of images, e.g. fid=ie.fid')
         if every < 1: raise ValueError(f'`every` counts epochs, from 1, got {every}')
         self.sampler,self.every,self.seed,self.scores = sampler, every, seed, scores
-        self.seconds = []   # CPU seconds of each round: samples and scores
+        self.seconds = []   # CPU seconds of each round
     def before_fit(self, learn):
         if not any(isinstance(cb, MetricsCB) for cb in learn.cbs):
             raise ValueError('ScoreCB gives its scores to a MetricsCB: add one, or a tracker')
@@ -235,8 +233,8 @@ class ScoreCB(Callback):
         except Exception as e: self.trouble.note(f'the samples could not be scored: {sentence(e)}')
         return {}
     def cleanup_fit(self, learn):
-        for k in self.scores if getattr(self, 'learn', None) else ():
-            learn.metrics.all_metrics.pop(k, None)
+        scores = self.scores if getattr(self, 'learn', None) else ()
+        for k in scores: learn.metrics.all_metrics.pop(k, None)
         self.learn = None
 
 # %% ../nbs/20a_watching.ipynb #20a0002d
