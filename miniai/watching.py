@@ -208,7 +208,7 @@ class ScoreCB(Callback):
         if not scores: raise ValueError('ScoreCB needs a function of images, e.g. fid=ie.fid')
         if every < 1: raise ValueError(f'`every` counts epochs, from 1, got {every}')
         self.sampler,self.every,self.seed,self.scores = sampler, every, seed, scores
-        self.seconds = []   # CPU seconds of each round
+        self.learn,self.seconds = None, []   # CPU seconds of each round
     def before_fit(self, learn):
         if not any(isinstance(cb, MetricsCB) for cb in learn.cbs):
             raise ValueError('ScoreCB gives its scores to a MetricsCB: add one, or a tracker')
@@ -233,8 +233,7 @@ class ScoreCB(Callback):
         except Exception as e: self.trouble.note(f'the samples could not be scored: {sentence(e)}')
         return {}
     def cleanup_fit(self, learn):
-        scores = self.scores if getattr(self, 'learn', None) else ()
-        for k in scores: learn.metrics.all_metrics.pop(k, None)
+        for k in self.scores if self.learn else (): learn.metrics.all_metrics.pop(k, None)
         self.learn = None
 
 # %% ../nbs/20a_watching.ipynb #20a0002d
