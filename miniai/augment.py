@@ -26,7 +26,7 @@ _all_ = ['summary']   # lessons look for it here
 
 # %% ../nbs/14_augment.ipynb #7d015828
 class KeepBatchCB(Callback):
-    "Ends the fit when the first batch has been through all other callbacks, and leaves it in `learn.batch`"
+    "Ends the fit when all other callbacks have seen the first batch; leaves it in `learn.batch`"
     order = 100
     def before_batch(self, learn): raise CancelFitException()
 
@@ -37,13 +37,14 @@ def show_image_batch(
     cbs=None,   # further callbacks, e.g. a `BatchTransformCB`
     **kwargs,   # for `show_images`
 ) -> Figure | None:
-    "Show the images of the first training batch as the model would get them; they stay in `learn.batch`"
+    "Show the first training batch as the model would get it; it stays in `learn.batch`"
     was = self.cbs
     self.cbs = fc.L(cb for cb in was if not isinstance(cb, ProgressCB))
     try: self.fit(1, valid=False, cbs=[KeepBatchCB(), *fc.L(cbs)])
     finally: self.cbs = was
     x = self.batch
-    while not isinstance(x, torch.Tensor): x = next(iter(x.values() if isinstance(x, Mapping) else x))
+    while not isinstance(x, torch.Tensor):
+        x = next(iter(x.values() if isinstance(x, Mapping) else x))
     return show_images(x[:max_n], **kwargs)
 
 Learner.show_image_batch = show_image_batch
@@ -56,7 +57,8 @@ def rand_crop(
 ) -> torch.Tensor:
     "Each image moved by its own random amount, N×C×H×W"
     n,_,h,w = x.shape
-    windows = F.pad(x, (pad,)*4, value=fill).unfold(2, h, 1).unfold(3, w, 1)   # N×C×(2·pad+1)²×H×W, a view
+    x = F.pad(x, (pad,)*4, value=fill)
+    windows = x.unfold(2, h, 1).unfold(3, w, 1)      # N×C×(2·pad+1)²×H×W, a view
     i,j = torch.randint(2*pad+1, (2,n), device=x.device)
     return windows[torch.arange(n, device=x.device), :, i, j]
 
@@ -83,7 +85,8 @@ def rand_corners(
     size,  # (rows, columns) of a box
 ) -> torch.Tensor:
     "Random top-left corners of boxes that lie inside the images, N×2"
-    return torch.stack([torch.randint(full-s+1, (len(x),), device=x.device) for full,s in zip(x.shape[-2:], size)], 1)
+    return torch.stack([torch.randint(full-s+1, (len(x),), device=x.device)
+                        for full,s in zip(x.shape[-2:], size)], 1)
 
 # %% ../nbs/14_augment.ipynb #8776b5ec
 def _box_mask(
@@ -101,7 +104,7 @@ def rand_boxes(
     pct,     # sides of a box, as a share of the image's sides
     max_num, # each image gets 0…`max_num` boxes, all equally likely
 ) -> Iterator:
-    "Yields `max_num` times corners N×2 and a mask N×1×H×W of the box, empty where an image has fewer boxes"
+    "Yields `max_num` times corners N×2 and a mask N×1×H×W, empty where an image has fewer boxes"
     full = x.shape[-2:]
     size = [max(1, int(pct*o)) for o in full]
     count = torch.randint(max_num+1, (len(x),), device=x.device)
@@ -115,7 +118,7 @@ def rand_erase(
     pct=0.2,    # sides of a box, as a share of the image's sides
     max_num=4,  # boxes in an image: 0…`max_num`, all equally likely
 ) -> torch.Tensor:
-    "`x` with random boxes of each image replaced by pixels drawn from the batch (after Zhong et al. 2017)"
+    "`x` with random boxes replaced by pixels drawn from the batch (after Zhong et al. 2017)"
     noise = pixel_noise(x)
     for _,where in rand_boxes(x, pct, max_num): x = torch.where(where, noise, x)
     return x
@@ -136,7 +139,7 @@ def _moved(
     x,     # images N×C×H×W
     by,    # N×2, pixels down and right
 ) -> torch.Tensor:
-    "At each pixel what lies so far away from it in the same image, the edge where that is outside, N×C×H×W"
+    "At each pixel what lies so far away in the same image (its edge, if that is outside), N×C×H×W"
     n,_,h,w = x.shape
     i = lambda o: torch.arange(o, device=x.device)
     rows, cols = ((i(o)+d[:,None]).clamp(0, o-1) for o,d in zip((h, w), by.T))
@@ -166,7 +169,7 @@ class RandCopy(nn.Module):
 
 # %% ../nbs/14_augment.ipynb #643c53b7
 class Dropout(nn.Module):
-    "In training, zeroes each number with probability `p` and divides the rest by 1-p; in eval mode, the identity"
+    "In training, zeroes each number with probability `p` and divides the rest by 1-p"
     def __init__(self,
         p=0.5,  # the share that is thrown away, 0…1
     ):
@@ -184,7 +187,9 @@ class Dropout(nn.Module):
 class Dropout2d(Dropout):
     "In training, zeroes whole channels of N×C×H×W with probability `p` and divides the rest by 1-p"
     def _mask_shape(self, x):
-        if x.ndim != 4: raise ValueError(f'Dropout2d needs N×C×H×W, but got the shape {tuple(x.shape)}; use Dropout')
+        if x.ndim != 4:
+            raise ValueError(f'Dropout2d needs N×C×H×W, but got the shape {tuple(x.shape)}; use '
+                             'Dropout')
         return *x.shape[:2], 1, 1
 
 # %% ../nbs/14_augment.ipynb #2ce4c077
@@ -197,9 +202,10 @@ def cat_batches(
 
 # %% ../nbs/14_augment.ipynb #d4a3ca87
 class CapturePreds(Callback):
-    "Collects the inputs, predictions and targets of a fit, on the CPU, in `.inps`, `.preds`, `.targs`"
+    "Collects inputs, predictions and targets of a fit, on the CPU, in `.inps`, `.preds`, `.targs`"
     def before_fit(self, learn): self.seen = []
-    def after_batch(self, learn): self.seen.append(to_cpu((learn.batch[0], learn.preds, learn.batch[1])))
+    def after_batch(self, learn):
+        self.seen.append(to_cpu((learn.batch[0], learn.preds, learn.batch[1])))
     def after_fit(self, learn): self.inps, self.preds, self.targs = cat_batches(self.seen)
 
 # %% ../nbs/14_augment.ipynb #19032eb7
@@ -208,7 +214,7 @@ def capture_preds(
     cbs=None,    # further callbacks
     inps=False,  # return the inputs too
 ) -> tuple:
-    "`(predictions, targets)`, or `(inputs, predictions, targets)`, of the validation set, on the CPU"
+    "`(predictions, targets)`, with `inps` `(inputs, …)`, of the validation set, on the CPU"
     cp = CapturePreds()
     self.fit(1, train=False, cbs=[cp, *fc.L(cbs)])
     return (cp.inps, cp.preds, cp.targs) if inps else (cp.preds, cp.targs)
@@ -248,7 +254,7 @@ def tta(
     tfms=(fc.noop, hflip),  # each makes another version of the images
     cbs=None,               # further callbacks
 ) -> tuple:
-    "`(probabilities, targets)` of the validation set, averaged over the versions of each image; for models of logits"
+    "`(probabilities, targets)` of the validation set, averaged over versions; for models of logits"
     runs = [self.capture_preds(cbs=[InputTransformCB(f), *fc.L(cbs)]) for f in tfms]
     return torch.stack([preds.softmax(1) for preds,_ in runs]).mean(0), runs[0][1]
 
@@ -263,7 +269,8 @@ class TestTimeDropoutCB(Callback):
         drops = [m for m in learn.model.modules() if isinstance(m, _DROPOUTS)]
         if not drops:
             nm = type(learn.model).__name__
-            raise ValueError(f'{nm} has no dropout layer, so all passes would be the same; build it with Dropout')
+            raise ValueError(f'{nm} has no dropout layer, so all passes would be the same; build '
+                             'it with Dropout')
         for m in drops: m.train()
     def cleanup_epoch(self, learn): learn.model.train(learn.training)
 
@@ -307,7 +314,8 @@ def _plot_coverage(
     for nm,right in hits.items():
         n, skip = torch.arange(1, len(right)+1), max(1, len(right)//50)
         ax.plot((100*n/len(right))[skip:], (right.cumsum(0)/n)[skip:], label=nm)
-    ax.set(title='Answering only when sure', xlabel='share answered, surest first (%)', ylabel='accuracy')
+    ax.set(title='Answering only when sure', xlabel='share answered, surest first (%)',
+           ylabel='accuracy')
     ax.legend(title='sure by')
 
 # %% ../nbs/14_augment.ipynb #1af9fd5e
@@ -316,7 +324,7 @@ def plot_confidence(
     targs,       # N, the right classes
     plain=None,  # N×classes, from one pass without dropout, to compare with
 ) -> tuple:
-    "Plots how much passes differ for right and wrong answers, and the surest's accuracy; `(answers, deviations)`"
+    "Plots how much passes differ, and the accuracy of the surest; returns `(answers, deviations)`"
     guess,std = _answers(probs)
     hits = {f'agreement of {len(probs)} passes': (guess == targs)[std.argsort()]}
     if plain is not None:

@@ -33,7 +33,8 @@ def _pack(o, tensors):
     if isinstance(o, (np.ndarray, np.generic)): return {'array': [str(o.dtype), o.tolist()]}
     if isinstance(o, dict): return {'dict': [[k, _pack(v, tensors)] for k,v in o.items()]}
     if isinstance(o, (list, tuple)): return {type(o).__name__: [_pack(v, tensors) for v in o]}
-    if o is not None and not isinstance(o, (bool, int, float, str)): raise TypeError(_odd + type(o).__name__)
+    if o is not None and not isinstance(o, (bool, int, float, str)):
+        raise TypeError(_odd + type(o).__name__)
     return o
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000011
@@ -87,7 +88,8 @@ def _set_rng(g, s):
 def _rng_state(gens):
     "The states of Python's, NumPy's and torch's own generators, and of `gens`"
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return dict(python=random.getstate(), numpy=np.random.get_state(), cpu=torch.get_rng_state(), cuda=cuda,
+    return dict(python=random.getstate(), numpy=np.random.get_state(), cpu=torch.get_rng_state(),
+                cuda=cuda,
                 own={k: _get_rng(g) for k,g in gens.items()})
 
 def _set_rng_state(s, gens):
@@ -111,7 +113,7 @@ def _parts(learn):
     return dict(model=unwrap(learn.model), opt=learn.opt) | dict(_named(cbs))
 
 def _settings(learn):
-    "What can be seen of a run's settings: optimiser, loss, batches an epoch, and what callbacks say in `settings()`"
+    "A run's settings: optimiser, loss, batches an epoch, and what callbacks say in `settings()`"
     opt, loss, dl = getattr(learn.opt, 'optimizer', learn.opt), learn.loss_func, learn.dls.train
     out = dict(optimiser=type(opt).__name__, loss=getattr(loss, '__name__', type(loss).__name__),
                batches=len(dl) if hasattr(dl, '__len__') else None)
@@ -124,15 +126,18 @@ def _settings(learn):
 def _read(path):
     "The state in a checkpoint; raises `ValueError` for a file that is none"
     try:
-        with safe_open(path, 'pt') as f: meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+        with safe_open(path, 'pt') as f:
+            meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, OSError) as e:
-        raise ValueError(f'{path} is not a complete checkpoint ({e}); delete it to begin anew') from None
+        raise ValueError(f'{path} is not a complete checkpoint ({e}); '
+                         'delete it to begin anew') from None
     if meta.get('format') != '2':
-        raise ValueError(f'{path} holds no checkpoint of this version of miniai; '
-                         'give another path, or delete it to begin anew')
+        raise ValueError(f'{path} holds no checkpoint of this version of miniai; give another '
+                         'path, or delete it to begin anew')
     try: return _unpack(json.loads(meta['state']), tensors)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as e:
-        raise ValueError(f'{path} is a broken checkpoint ({type(e).__name__}: {e}); delete it to begin anew') from None
+        raise ValueError(f'{path} is a broken checkpoint ({type(e).__name__}: {e}); delete it to '
+                         'begin anew') from None
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000031
 def _differ(was, now):
@@ -204,17 +209,20 @@ _anew = 'give another path, or delete the file to begin anew'
 
 @patch
 def _wrong(self:CheckpointCB, learn):
-    "Why the checkpoint cannot be of this run, or must not be loaded; '' if nothing speaks against it"
+    "Why the checkpoint cannot be of this run, or must not be loaded; '' if it can"
     s, parts = self.state, _parts(learn)
     model, others = parts['model'], ', '.join(sorted(s['parts'].keys() ^ parts.keys()))
-    if (m := _differ(s['settings'], self.settings_now)): return f'was made with other settings: {m}. Use the same'
-    if others: return f'was made with other callbacks: {others} is only there, or only here. Use the same'
+    if (m := _differ(s['settings'], self.settings_now)):
+        return f'was made with other settings: {m}. Use the same'
+    if others:
+        return f'was made with other callbacks: {others} is only there, or only here. Use the same'
     if (m := _mismatch(s['parts']['model'], model.state_dict())):
         return f'was made by another model than this {type(model).__name__}: {m}. Use the same'
     if s['done'] != 'cancelled' and _beyond(s['at'], learn.n_epochs):
         return f'is {_where(*s["at"])}, and {learn.n_epochs} epochs are asked for: ask for more'
     trained = s['done'] and hasattr(learn, 'epoch') and not _equal(s['parts']['model'], model)
-    return 'holds a finished run; this model was trained since: make a new learner to load it' if trained else ''
+    return ('holds a finished run; this model was trained since: '
+            'make a new learner to load it' if trained else '')
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000046
 @patch
@@ -342,4 +350,5 @@ def cleanup_fit(self:CheckpointCB, learn):
     if e is None or e is self.outer:
         if self.trained and not self.ended: self._end(learn, 'cancelled', learn.epoch+1)
     elif isinstance(e, (KeyboardInterrupt, SystemExit)) and self.last:
-        print(f'interrupted; {self.path} is {_where(*self.last)}, and the same fit goes on from there', flush=True)
+        print(f'interrupted; {self.path} is {_where(*self.last)}, and the same fit goes on from '
+              'there', flush=True)

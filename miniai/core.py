@@ -28,6 +28,7 @@ def best_device() -> str:
     if torch.cuda.is_available(): return 'cuda'
     return 'mps' if torch.backends.mps.is_available() else 'cpu'
 
+# %% ../nbs/00_core.ipynb #00c0a0b2
 def_device = best_device()
 
 # %% ../nbs/00_core.ipynb #00b1f002
@@ -74,7 +75,7 @@ def to_cpu(
 # %% ../nbs/00_core.ipynb #afe436eb
 def set_seed(
     seed:int,                   # any integer ≥ 0
-    deterministic:bool=False,   # deterministic algorithms too: slower, and an error where torch has none
+    deterministic:bool=False,   # deterministic algorithms too: slower, or an error
 ) -> None:
     "Seed Python's, NumPy's and torch's generators (all devices)"
     random.seed(seed)
@@ -85,9 +86,10 @@ def set_seed(
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
         torch.backends.cudnn.benchmark = False
 
-# %% ../nbs/00_core.ipynb #78b3c11c
+# %% ../nbs/00_core.ipynb #00c0a0b3
 SCALES = 'smoke', 'cpu', 'gpu'
 
+# %% ../nbs/00_core.ipynb #78b3c11c
 def run_scale() -> str:
     "The scale of this run: `MINIAI_SCALE` if set, else 'gpu' where there is CUDA, else 'cpu'"
     s = os.environ.get('MINIAI_SCALE') or ('gpu' if torch.cuda.is_available() else 'cpu')
@@ -117,7 +119,8 @@ def _clean(path, start):
     "Delete temporary files of `path` whose processes, on this machine, are gone"
     for p in path.parent.iterdir():
         pid = p.name.removeprefix(start)
-        if p.name.startswith(start) and pid.isdigit() and not _alive(int(pid)): p.unlink(missing_ok=True)
+        if p.name.startswith(start) and pid.isdigit() and not _alive(int(pid)):
+            p.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #00c0a004
 def _sync(path):
@@ -245,32 +248,38 @@ def _mismatch(sd, want):
     def few(ks): return ', '.join(sorted(ks)[:3]) + (f' and {len(ks)-3} more' if len(ks)>3 else '')
     shapes = [f'{k} {tuple(sd[k].shape)} for {tuple(want[k].shape)}'
               for k in sd.keys() & want.keys() if sd[k].shape != want[k].shape]
-    parts = {'missing': want.keys()-sd.keys(), 'not in the model': sd.keys()-want.keys(), 'of another shape': shapes}
+    parts = {'missing': want.keys()-sd.keys(), 'not in the model': sd.keys()-want.keys(),
+             'of another shape': shapes}
     return '; '.join(f'{nm}: {few(ks)}' for nm,ks in parts.items() if ks)
 
 # %% ../nbs/00_core.ipynb #00c0a009
 def _card(path, inside):
-    "The card of the weights at `path`: the one that was saved with them, inside their file, if there is one"
+    "The card of the weights at `path`: the one inside their file, if there is one"
     beside = path.with_suffix('.json')
     try: out = json.loads(beside.read_text(encoding='utf-8')) if beside.exists() else None
-    except ValueError as e: raise ValueError(f'{beside} is not JSON ({e}): correct it, or delete it') from None
+    except ValueError as e:
+        raise ValueError(f'{beside} is not JSON ({e}): correct it, or delete it') from None
     if inside is None: return out or {}
     inside = json.loads(inside)
     if out not in (None, inside):
-        warnings.warn(f'{beside.name} is not the card that {path.name} was saved with, which is used instead '
-                      '(the save was cut short, or the card edited: to change a card, save again)', stacklevel=3)
+        warnings.warn(f'{beside.name} is not the card that {path.name} was saved with, which is '
+                      'used instead (the save was cut short, or the card edited: to change a card, '
+                      'save again)',
+                      stacklevel=3)
     return inside
 
 # %% ../nbs/00_core.ipynb #00c0a00a
 def _read_weights(path, device):
     "`(tensors, card)` of a safetensors file"
-    if not path.exists(): raise FileNotFoundError(f'{path} does not exist; `save(model, path)` would make it')
+    if not path.exists():
+        raise FileNotFoundError(f'{path} does not exist; `save(model, path)` would make it')
     try:
         with safe_open(path, 'pt', device=str(device)) as f:
-            return {k: f.get_tensor(k) for k in f.keys()}, _card(path, (f.metadata() or {}).get('card'))
+            card = _card(path, (f.metadata() or {}).get('card'))
+            return {k: f.get_tensor(k) for k in f.keys()}, card
     except SafetensorError as e:
-        raise ValueError(f'{path} is not a complete safetensors file ({e}). Nothing is unpickled here: '
-                         'convert it with `save(state_dict, path)`') from None
+        raise ValueError(f'{path} is not a complete safetensors file ({e}). Nothing is unpickled '
+                         'here: convert it with `save(state_dict, path)`') from None
 
 # %% ../nbs/00_core.ipynb #00c0a00b
 def load(
@@ -278,7 +287,7 @@ def load(
     model=None,        # put the weights into this module; None: return them as a dict
     device:str='cpu',  # where a returned dict's tensors go
 ) -> tuple:
-    "`(model or dict of tensors, card)`; an error for a file that is not there, broken, or another's"
+    "`(model or dict of tensors, card)`; an error for a file that is missing, broken, or another's"
     path = weights_path(path)
     sd,config = _read_weights(path, device)
     if model is None: return sd, config

@@ -177,7 +177,7 @@ class DataLoaders:
     ):
         "Loaders over a `DatasetDict`; the training one is shuffled, always"
         if len(dd) < 2:
-            raise ValueError(f'`from_dd` needs two splits, to train and to validate; got {list(dd)}')
+            raise ValueError(f'two splits are needed, to train and to validate; got {list(dd)}')
         def loader(ds, shuffle):
             return DataLoader(ds, batch_size, shuffle, collate_fn=collate_dict(ds), **kwargs)
         train,valid = list(dd.values())[:2]

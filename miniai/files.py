@@ -19,6 +19,8 @@ from .images import as_text, few, why
 
 # %% ../nbs/05b_files.ipynb #385d07d1
 SUFFIXES = '.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp'
+
+# %% ../nbs/05b_files.ipynb #13901bac
 MAX_PIXELS = 2**26
 _GREY = '1', 'L', 'LA', 'La', 'I', 'I;16', 'I;16B', 'I;16L', 'I;16N'    # PIL's modes without colour
 
@@ -26,9 +28,11 @@ _GREY = '1', 'L', 'LA', 'La', 'I', 'I;16', 'I;16B', 'I;16L', 'I;16N'    # PIL's 
 def _opaque(im):
     "A PIL image without transparency: on white"
     from PIL import Image
-    if 'transparency' not in im.info and im.mode not in ('RGBA', 'RGBa', 'LA', 'La', 'PA'): return im
+    if 'transparency' not in im.info and im.mode not in ('RGBA', 'RGBa', 'LA', 'La', 'PA'):
+        return im
     mode = 'L' if im.mode in _GREY else 'RGB'
-    return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA')).convert(mode)
+    return Image.alpha_composite(Image.new('RGBA', im.size, 'white'),
+                                 im.convert('RGBA')).convert(mode)
 
 def _plain(file):
     "`file`, if it can be opened without waiting; raises `ValueError`"
@@ -40,7 +44,8 @@ def _open(file):
     "A PIL image, not yet unpacked; raises `ValueError` for a pipe and for more than `MAX_PIXELS`"
     from PIL import Image
     im = Image.open(_plain(file))
-    if im.width*im.height > MAX_PIXELS: raise ValueError(f'{im.width}×{im.height} pixels are too many')
+    if im.width*im.height > MAX_PIXELS:
+        raise ValueError(f'{im.width}×{im.height} pixels are too many')
     return im
 
 def _header(file):
@@ -54,7 +59,8 @@ def _decode(file):
     from PIL import ImageOps
     with _open(file) as im:
         if im.mode == 'F': raise ValueError('floating-point pixels')
-        if im.mode.startswith('I'): return (np.asarray(im).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+        if im.mode.startswith('I'):
+            return (np.asarray(im).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
         im = _opaque(ImageOps.exif_transpose(im))
         return np.asarray(im.convert('L' if im.mode in _GREY else 'RGB'))
 
@@ -64,7 +70,7 @@ def decode_image(
 ) -> np.ndarray:
     "uint8 H×W (grey) or H×W×3; raises `ValueError` saying why, for all that is not a whole image"
     try: return _decode(file)
-    except Exception as e:        # PIL's decoders raise a dozen kinds; each means that this is no image
+    except Exception as e:     # PIL's decoders raise a dozen kinds: this is no image
         raise ValueError(why(e)) from None
 
 # %% ../nbs/05b_files.ipynb #53260b70
@@ -75,12 +81,15 @@ def image_files(
     found,seen = [],set()
     def fail(e): raise e
     def new(path):
-        real = os.path.realpath(path); known = real in seen
+        real = os.path.realpath(path)
+        known = real in seen
         seen.add(real)
         return not known
     for d,subs,files in os.walk(folder, onerror=fail, followlinks=True):
-        subs[:] = [s for s in sorted(subs) if not s.startswith(('.', '__MACOSX')) and new(os.path.join(d, s))]
-        found += [Path(d)/f for f in files if Path(f).suffix.lower() in SUFFIXES and not f.startswith('.')]
+        subs[:] = [s for s in sorted(subs)
+                   if not s.startswith(('.', '__MACOSX')) and new(os.path.join(d, s))]
+        found += [Path(d)/f for f in files
+                  if Path(f).suffix.lower() in SUFFIXES and not f.startswith('.')]
     return sorted(found)
 
 # %% ../nbs/05b_files.ipynb #d1f4c054
@@ -89,7 +98,8 @@ def named_files(
 ) -> list:
     "`(name within the folder, path)` of its image files; raises `ValueError` where there are none"
     files = [(p.relative_to(folder), p) for p in image_files(folder)]
-    if not files: raise ValueError(f'{as_text(folder)} holds no images (none of {", ".join(SUFFIXES)})')
+    if not files:
+        raise ValueError(f'{as_text(folder)} holds no images (none of {", ".join(SUFFIXES)})')
     return files
 
 # %% ../nbs/05b_files.ipynb #087161f8
@@ -97,25 +107,30 @@ def _told(bad, n, where, skip, say):
     "Refuse the unreadable files, or say that they are skipped"
     what = few(f'{nm} ({why})' for nm,why in bad)
     if bad and not skip:
-        raise ValueError(f'{where}: {len(bad)} of {n} files cannot be read as images: {what}. Mend or remove them, '
-                         'or say --skip (skip=True) to go on without')
+        raise ValueError(f'{where}: {len(bad)} of {n} files cannot be read as images: {what}. Mend '
+                         'or remove them, or say --skip (skip=True) to go on without')
     if bad: say(f'{where}: skipped {len(bad)} of {n} files that cannot be read as images: {what}')
 
 def _each(f, items, where, skip, say):
     "`(places, results)` of `f` for those of `(name, file)` that can be read"
     kept,out,bad = [],[],[]
     for i,(nm,file) in enumerate(items):
-        try: out.append(f(file)); kept.append(i)
+        try:
+            out.append(f(file))
+            kept.append(i)
         except Exception as e: bad.append((nm, why(e)))
     _told(bad, len(items), where, skip, say)
-    if not kept: raise ValueError(f'{where} holds no images (none of {", ".join(SUFFIXES)} that can be read)')
+    if not kept:
+        kinds = ', '.join(SUFFIXES)
+        raise ValueError(f'{where} holds no images (none of {kinds} that can be read)')
     return kept,out
 
 # %% ../nbs/05b_files.ipynb #c40dd1f2
 def _pair(size):
     "`(height, width)` of a size: one number, or two"
     hw = (size,)*2 if isinstance(size, int) else tuple(size)
-    if len(hw) != 2 or min(hw) < 1: raise ValueError(f'size={size!r}: a side in pixels, or (height, width)')
+    if len(hw) != 2 or min(hw) < 1:
+        raise ValueError(f'size={size!r}: a side in pixels, or (height, width)')
     return hw
 
 def _hwc(shapes, size, channels):
@@ -126,12 +141,15 @@ def _hwc(shapes, size, channels):
 
 def _common(shapes, size, channels, where, say):
     "`_hwc`, saying what it changes; raises `ValueError` for several sizes without `size`"
-    h,w,c = _hwc(shapes, size, channels); colour = lambda c: 'grey' if c == 1 else 'RGB'
-    sizes = Counter(f'{h}×{w}' for h,w,_ in shapes); kinds = Counter(colour(c) for *_,c in shapes)
+    h,w,c = _hwc(shapes, size, channels)
+    colour = lambda c: 'grey' if c == 1 else 'RGB'
+    sizes = Counter(f'{h}×{w}' for h,w,_ in shapes)
+    kinds = Counter(colour(c) for *_,c in shapes)
     many = lambda d: few([f'{n} of {k}' for k,n in d.most_common()], 4)
     if size is None and len(sizes) > 1:
-        raise ValueError(f'{where} holds images of {len(sizes)} sizes (height × width): {many(sizes)}. '
-                         'Give size=(height, width) to crop and resize them, or bring them to one size first')
+        raise ValueError(f'{where} holds images of {len(sizes)} sizes (height × width): '
+                         f'{many(sizes)}. Give size=(height, width) to crop and resize them, or '
+                         'bring them to one size first')
     if set(sizes) != {f'{h}×{w}'}: say(f'{where}: {many(sizes)}: cropped and resized to {h}×{w}')
     if set(kinds) != {colour(c)}: say(f'{where}: {many(kinds)}: all taken as {colour(c)}')
     return h,w,c
@@ -177,7 +195,7 @@ def brought(
 
 # %% ../nbs/05b_files.ipynb #1609466e
 class ImageFiles:
-    "Images decoded when indexed: a slice is another `ImageFiles`, a list or tensor of places a batch uint8 N×C×H×W"
+    "Images decoded when indexed: a slice is another `ImageFiles`, a list of places a batch N×C×H×W"
     dtype = torch.uint8
     def __init__(self,
         paths,  # of the files
@@ -191,11 +209,14 @@ class ImageFiles:
     def __len__(self): return len(self.paths)
     def _one(self, i):
         try: return _fit(decode_image(self.paths[i]), *self.hwc)
-        except ValueError as e: raise ValueError(f'{as_text(self.paths[i])} cannot be read as an image: {e}') from None
+        except ValueError as e:
+            raise ValueError(f'{as_text(self.paths[i])} cannot be read as an image: {e}') from None
     def __getitem__(self, i):
         if isinstance(i, slice): return ImageFiles(self.paths[i], self.hwc)
-        if not hasattr(i, '__len__') and not getattr(i, 'ndim', 0): return torch.from_numpy(self._one(int(i)).copy())
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: ims = list(pool.map(self._one, map(int, i)))
+        if not hasattr(i, '__len__') and not getattr(i, 'ndim', 0):
+            return torch.from_numpy(self._one(int(i)).copy())
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            ims = list(pool.map(self._one, map(int, i)))
         return torch.from_numpy(np.stack(ims))
 
 # %% ../nbs/05b_files.ipynb #84d3c16b
@@ -209,7 +230,8 @@ def lazy_files(
 ) -> tuple:
     "`(places of those kept, ImageFiles)`: only the head of each file is read now"
     kept,shapes = _each(_header, items, where, skip, say)
-    return kept, ImageFiles([items[i][1] for i in kept], _common(shapes, size, channels, where, say))
+    return kept, ImageFiles([items[i][1] for i in kept],
+                            _common(shapes, size, channels, where, say))
 
 # %% ../nbs/05b_files.ipynb #57147c2f
 def memory() -> int:
@@ -217,51 +239,60 @@ def memory() -> int:
     if not hasattr(os, 'sysconf'): return 2**33
     return os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
 
+# %% ../nbs/05b_files.ipynb #6d0920ce
 def room_for(
     n,      # bytes
     where,  # what needs them
 ) -> None:
     "Refuse with a `ValueError` what would take more than half of the memory"
     if n > memory()//2:
-        raise ValueError(f'{where} needs {n/2**30:.1f} GiB; this machine has {memory()/2**30:.1f}: give a part of it, '
-                         'or a folder of image files, which need not fit')
+        raise ValueError(f'{where} needs {n/2**30:.1f} GiB; this machine has {memory()/2**30:.1f}: '
+                         'give a part of it, or a folder of image files, which need not fit')
 
 # %% ../nbs/05b_files.ipynb #725212c7
 def _member(z, info, where):
     "Refuse an array of a .npz that is not whole, or too large, or holds Python objects"
     with z.open(info) as f:
         version = np.lib.format.read_magic(f)
-        read = np.lib.format.read_array_header_1_0 if version == (1,0) else np.lib.format.read_array_header_2_0
+        fmt = np.lib.format
+        read = fmt.read_array_header_1_0 if version == (1,0) else fmt.read_array_header_2_0
         shape,_,dtype = read(f)
-        if dtype.hasobject: raise ValueError('it holds pickled Python objects, and nothing is unpickled here')
-        n = math.prod(shape)*dtype.itemsize; room_for(n, where)
+        if dtype.hasobject:
+            raise ValueError('it holds pickled Python objects, and nothing is unpickled here')
+        n = math.prod(shape)*dtype.itemsize
+        room_for(n, where)
         if n != info.file_size - f.tell(): raise ValueError('an array is truncated')
 
 def read_npz(
     path,  # as `np.savez` writes it
 ) -> dict:
-    "`{key: array}`; raises `ValueError` for a file that is damaged, holds objects, or would not fit in memory"
-    path = Path(path); where = as_text(path)
+    "`{key: array}`; `ValueError` for a file damaged, holding objects, or too large for memory"
+    path = Path(path)
+    where = as_text(path)
     if not path.is_file(): raise ValueError(f'{where} is not a plain file')
     try:
         with zipfile.ZipFile(path) as z:
             for info in z.infolist(): _member(z, info, where)
         with np.load(path, allow_pickle=False) as f: return {k: f[k] for k in f.files}
-    except Exception as e:        # zip, zlib and NumPy raise many kinds; each means a damaged or foreign file
-        raise ValueError(f'{where} is not a whole .npz of arrays ({why(e)}): write it anew') from None
+    except Exception as e:        # zip, zlib and NumPy raise many kinds
+        raise ValueError(f'{where} is not a whole .npz of arrays ({why(e)}): '
+                         'write it anew') from None
 
 # %% ../nbs/05b_files.ipynb #3a38537c
 def as_images(
     a,      # an array
     where,  # what to call it in a message
 ) -> np.ndarray:
-    "uint8 N×C×H×W of an array N×H×W×C, N×C×H×W or N×H×W; raises `ValueError` for another type or shape"
+    "uint8 N×C×H×W of an array N×H×W×C, N×C×H×W or N×H×W; `ValueError` for another type or shape"
     if a.dtype != np.uint8:
-        raise ValueError(f'{where} holds pixels of type {a.dtype}; bytes (uint8, 0…255) were expected. Images in ±1 '
-                         "become bytes by `to_uint8`, images in [0,1] by (255*x).round().astype('uint8')")
+        raise ValueError(f'{where} holds pixels of type {a.dtype}; bytes (uint8, 0…255) were '
+                         f'expected. Images in ±1 '
+                         "become bytes by `to_uint8`, images in [0,1] by "
+                         "(255*x).round().astype('uint8')")
     if a.ndim == 3 and a.shape[-1] not in (1, 3): a = a[...,None]
     if a.ndim != 4 or 0 in a.shape or not {1, 3} & {a.shape[1], a.shape[-1]}:
-        raise ValueError(f'{where} holds an array of shape {a.shape}; N×H×W×C with 1 or 3 channels was expected')
+        raise ValueError(f'{where} holds an array of shape {a.shape}; N×H×W×C with 1 or 3 channels '
+                         'was expected')
     return a.transpose(0,3,1,2) if a.shape[-1] in (1, 3) else a
 
 # %% ../nbs/05b_files.ipynb #9b3722e3
@@ -270,10 +301,11 @@ def pick(
     names,   # the keys that will do, the best first
     where,   # what to call it in a message
 ) -> np.ndarray:
-    "The array with the first of those keys, or the only one there is; raises `ValueError` naming the keys"
+    "The array with the first of those keys, or the only one; raises `ValueError` naming the keys"
     if (key := next((k for k in names if k in arrays), None)) is not None: return arrays[key]
     if len(arrays) == 1: return next(iter(arrays.values()))
-    raise ValueError(f"{where} holds {few(arrays) or 'nothing'}; an array called `images` was expected")
+    raise ValueError(f"{where} holds {few(arrays) or 'nothing'}; an array called `images` was "
+                     "expected")
 
 # %% ../nbs/05b_files.ipynb #a1c324cc
 def read_images(
@@ -283,10 +315,12 @@ def read_images(
     channels=None,  # 1 or 3; None: 3 where any has colour
     say=print,      # told what was changed or skipped
 ) -> torch.Tensor:
-    "uint8 N×C×H×W in the order of the files' names; raises `ValueError` or `FileNotFoundError` naming what is wrong"
-    path = Path(path); where = as_text(path)
+    "uint8 N×C×H×W in the order of names; `ValueError` or `FileNotFoundError` says what is wrong"
+    path = Path(path)
+    where = as_text(path)
     if not path.exists():
-        raise FileNotFoundError(f'{where} does not exist: give a folder of images, or a .npz as miniai_sample writes')
+        raise FileNotFoundError(f'{where} does not exist: give a folder of images, or a .npz as '
+                                'miniai_sample writes')
     if path.suffix == '.npz':
         x = as_images(pick(read_npz(path), ('images', 'arr_0'), where), where)
         x = brought(x, where, size, channels, say)

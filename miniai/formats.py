@@ -35,7 +35,8 @@ def joined(
 ) -> tuple:
     "One after the other; raises `ValueError` for images of several shapes"
     shapes = {x.shape[1:] for x,_ in parts}
-    if len(shapes) > 1: raise ValueError(f'files with images of several shapes (C, H, W): {few(sorted(shapes))}')
+    if len(shapes) > 1:
+        raise ValueError(f'files with images of several shapes (C, H, W): {few(sorted(shapes))}')
     y = None if any(y is None for _,y in parts) else np.concatenate([y for _,y in parts])
     return np.concatenate([x for x,_ in parts]), y
 
@@ -43,10 +44,12 @@ def joined(
 def _idx_shape(head, path):
     "The shape in the first bytes of an IDX file"
     if len(head) < 4 or head[:3] != b'\0\0\x08':
-        raise ValueError(f'{path} is not an IDX file of unsigned bytes (it starts with {head[:4]!r})')
+        raise ValueError(f'{path} is not an IDX file of unsigned bytes (it starts with '
+                         f'{head[:4]!r})')
     n = head[3]
     shape = struct.unpack_from(f'>{n}I', head, 4) if len(head) >= 4+4*n else ()
-    if not shape: raise ValueError(f'{path} is truncated: {len(head)} bytes, and its header is longer')
+    if not shape:
+        raise ValueError(f'{path} is truncated: {len(head)} bytes, and its header is longer')
     room_for(math.prod(shape), path)
     return shape
 
@@ -55,7 +58,8 @@ def _idx_bytes(path, nm):
     with path.open('rb') as f: packed = f.read(2) == b'\x1f\x8b'
     try:
         with (gzip.open if packed else open)(path, 'rb') as f:
-            head = f.read(4); head += f.read(4*head[-1] if len(head) == 4 else 0)
+            head = f.read(4)
+            head += f.read(4*head[-1] if len(head) == 4 else 0)
             shape = _idx_shape(head, nm)
             return shape, head, f.read(math.prod(shape)+1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
@@ -64,31 +68,45 @@ def _idx_bytes(path, nm):
 def read_idx(
     path,  # an IDX file of unsigned bytes, gzipped or not
 ) -> np.ndarray:
-    "The array in an IDX file, uint8; raises `ValueError` naming a file that is truncated or something else"
-    path = Path(path); nm = as_text(path)
+    "The array in an IDX file, uint8; `ValueError` names a file that is truncated or something else"
+    path = Path(path)
+    nm = as_text(path)
     if not path.is_file(): raise ValueError(f'{nm} is not a plain file')
-    shape,head,body = _idx_bytes(path, nm); want,got = len(head)+math.prod(shape), len(head)+len(body)
+    shape,head,body = _idx_bytes(path, nm)
+    want,got = len(head)+math.prod(shape), len(head)+len(body)
     if want != got:
-        raise ValueError(f'{nm} is truncated or has extra bytes: {got} bytes, but its header {shape} makes {want}')
+        raise ValueError(f'{nm} is truncated or has extra bytes: {got} bytes, but its header '
+                         f'{shape} makes {want}')
     return np.frombuffer(body, np.uint8).reshape(shape).copy()
 
 # %% ../nbs/05c_formats.ipynb #9cdd1018
-# MD5 of each file that we accept: the archive as its authors published it (github.com/zalandoresearch/fashion-mnist),
-# Debian's (the same deflate stream without the name and date in the gzip header: put them back and the published
-# MD5 comes out), the unpacked bytes, and our own subset
+# of each file that we accept: as published (github.com/zalandoresearch/fashion-mnist), Debian's
+# (the same stream without name and date in the gzip header), the unpacked bytes, our own subset
 _MD5 = {
-    'train-images-idx3-ubyte': ('8d4fb7e6c68d591d4c3dfef9ec88bf0d', 'cf8536b0aa1a6ac5fa3f23001093305c',
-                                'f4a8712d7a061bf5bd6d2ca38dc4d50a', '26ea46ca45278908057d0265d9798889'),
-    'train-labels-idx1-ubyte': ('25c81989df183df01b3e8a0aad5dffbe', '10bea18fdb374794d4bb42e356e600c9',
-                                '9018921c3c673c538a1fc5bad174d6f9', '357218d3d17c9e6e1def2befcc20ae86'),
-    't10k-images-idx3-ubyte': ('bef4ecab320f06d8554ea6380940ec79', 'f78720b4224f21cce2f2ccf2d7a94c9a',
-                               '8181f5470baa50b63fa0f6fddb340f0a', '8e1f33d4ab7fade6d90b280b17f7f486'),
-    't10k-labels-idx1-ubyte': ('bb300cfdad3c16e7a12a480ee83cd310', '0d30e22e447f3c33dab9ed536400ac01',
-                               '15d484375f8d13e6eb1aabb0c3f46965', '210b34e2494daf787b849e7ac4431892')}
+    'train-images-idx3-ubyte': ('8d4fb7e6c68d591d4c3dfef9ec88bf0d',
+                                'cf8536b0aa1a6ac5fa3f23001093305c',
+                                'f4a8712d7a061bf5bd6d2ca38dc4d50a',
+                                '26ea46ca45278908057d0265d9798889'),
+    'train-labels-idx1-ubyte': ('25c81989df183df01b3e8a0aad5dffbe',
+                                '10bea18fdb374794d4bb42e356e600c9',
+                                '9018921c3c673c538a1fc5bad174d6f9',
+                                '357218d3d17c9e6e1def2befcc20ae86'),
+    't10k-images-idx3-ubyte': ('bef4ecab320f06d8554ea6380940ec79',
+                               'f78720b4224f21cce2f2ccf2d7a94c9a',
+                               '8181f5470baa50b63fa0f6fddb340f0a',
+                               '8e1f33d4ab7fade6d90b280b17f7f486'),
+    't10k-labels-idx1-ubyte': ('bb300cfdad3c16e7a12a480ee83cd310',
+                               '0d30e22e447f3c33dab9ed536400ac01',
+                               '15d484375f8d13e6eb1aabb0c3f46965',
+                               '210b34e2494daf787b849e7ac4431892')}
 _IDX = {'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
         'test': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte')}
-FASHION_CLASSES = 'T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankle-boot'.split()
 
+# %% ../nbs/05c_formats.ipynb #eb2800db
+FASHION_CLASSES = ('T-shirt/top Trouser Pullover Dress Coat '
+                   'Sandal Shirt Sneaker Bag Ankle-boot').split()
+
+# %% ../nbs/05c_formats.ipynb #dfc3b51f
 def _checksum(path):
     if not Path(path).is_file(): raise ValueError(f'{as_text(path)} is not a plain file')
     md5 = hashlib.md5()
@@ -100,10 +118,11 @@ def check_md5(
     path,  # one of the four Fashion-MNIST files, gzipped or not
 ):
     "`path`, if its MD5 is that of the file it is named after; else `ValueError` with both"
-    got = _checksum(path); known = _MD5[Path(path).name.removesuffix('.gz')]
+    got = _checksum(path)
+    known = _MD5[Path(path).name.removesuffix('.gz')]
     if got not in known:
-        raise ValueError(f'{as_text(path)} has MD5 {got}, but the published file has {known[0]}: it is damaged or '
-                         'another data set; fetch it again')
+        raise ValueError(f'{as_text(path)} has MD5 {got}, but the published file has {known[0]}: '
+                         'it is damaged or another data set; fetch it again')
     return path
 
 # %% ../nbs/05c_formats.ipynb #b9854363
@@ -115,34 +134,39 @@ def _idx_file(folder, name):
 def idx_arrays(
     folder,  # with the four files of Fashion-MNIST
 ):
-    "`{split: (uint8 N×1×28×28, int64 labels)}`; None where there is no such file; an error where some are missing"
+    "`{split: (uint8 N×1×28×28, int64 labels)}`; None without them; an error if some are missing"
     if not folder.is_dir() or not any(folder.glob('*-idx?-ubyte*')): return None
     res = {split: tuple(_idx_file(folder, nm) for nm in nms) for split,nms in _IDX.items()}
     gone = [nm for split,nms in _IDX.items() for nm,a in zip(nms, res[split]) if a is None]
-    if gone: raise FileNotFoundError(f"{as_text(folder)} lacks {', '.join(gone)}: put all four files there")
+    if gone:
+        raise FileNotFoundError(f"{as_text(folder)} lacks {', '.join(gone)}: put all four files "
+                                "there")
     return {k: (x[:,None], y.astype(np.int64)) for k,(x,y) in res.items()}
 
 # %% ../nbs/05c_formats.ipynb #c2555e1f
 CIFAR_CLASSES = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
-# as published: the two archives (www.cs.toronto.edu/~kriz/cifar.html), and the files in the Python one
+# the two archives (www.cs.toronto.edu/~kriz/cifar.html), and the files in the Python one
 _CIFAR_MD5 = {
     'cifar-10-binary.tar.gz': 'c32a1d4ab5d03f1284b67883e8d87530',
     'cifar-10-python.tar.gz': 'c58f30108f718f92721af3b95e74349a',
-    'data_batch_1': 'c99cafc152244af753f735de768cd75f', 'data_batch_2': 'd4bba439e000b95fd0a9bffe97cbabec',
-    'data_batch_3': '54ebc095f3ab1f0389bbae665268c751', 'data_batch_4': '634d18415352ddfa80567beed471001a',
-    'data_batch_5': '482c414d41f54cd18b22e5b47cb7c3cb', 'test_batch': '40351d587109b95175f43aff81a1287e'}
+    'data_batch_1': 'c99cafc152244af753f735de768cd75f',
+    'data_batch_2': 'd4bba439e000b95fd0a9bffe97cbabec',
+    'data_batch_3': '54ebc095f3ab1f0389bbae665268c751',
+    'data_batch_4': '634d18415352ddfa80567beed471001a',
+    'data_batch_5': '482c414d41f54cd18b22e5b47cb7c3cb',
+    'test_batch': '40351d587109b95175f43aff81a1287e'}
 
 def _checked(path):
     "A CIFAR-10 file's path, if its MD5 is the published one"
     got,want = _checksum(path), _CIFAR_MD5[Path(path).name]
     if got != want:
-        raise ValueError(f'{as_text(path)} has MD5 {got}, but the published file has {want}: it is damaged or another '
-                         'file; fetch it again')
+        raise ValueError(f'{as_text(path)} has MD5 {got}, but the published file has {want}: it is '
+                         'damaged or another file; fetch it again')
     return Path(path)
 
 # %% ../nbs/05c_formats.ipynb #77a408ba
 def _strings(raw):
-    "`(key, value)` of the strings and numbers in a pickle, in their order; `key` is the string before"
+    "`(key, value)` of a pickle's strings and numbers, in order; `key` is the string before"
     key = None
     for op,arg,_ in pickletools.genops(raw):
         if isinstance(arg, (str, bytes)) or 'INT' in op.name: yield key,arg
@@ -152,14 +176,15 @@ def _strings(raw):
 def cifar_pickle(
     raw,  # bytes of a `data_batch_*` or `test_batch`
 ) -> tuple:
-    "`(uint8 N×3×32×32, labels)`, picked out of the pickle's opcodes without executing any: no code in it can run"
+    "`(uint8 N×3×32×32, labels)`, from the pickle's opcodes: no code in it is run"
     labels,pixels = [],None
     for key,arg in _strings(raw):
         if isinstance(arg, int): labels += [arg] if key == 'labels' else []
         elif len(arg) > 100_000 and len(arg) % 3072 == 0 or key == 'data': pixels = arg
     pixels = pixels.encode('latin1') if isinstance(pixels, str) else pixels or b''
     if not labels or len(pixels) != 3072*len(labels) or not all(0 <= l < 256 for l in labels):
-        raise ValueError(f'this is no CIFAR-10 batch: {len(labels)} labels, {len(pixels)} bytes of pixels')
+        raise ValueError(f'this is no CIFAR-10 batch: {len(labels)} labels, {len(pixels)} bytes of '
+                         'pixels')
     return np.frombuffer(pixels, np.uint8).reshape(-1,3,32,32).copy(), np.array(labels, np.int64)
 
 # %% ../nbs/05c_formats.ipynb #0f82832f
@@ -168,8 +193,8 @@ def cifar_binary(
 ) -> tuple:
     "`(uint8 N×3×32×32, labels)`: records of one byte label, 3072 bytes image"
     if not raw or len(raw) % 3073:
-        raise ValueError(f'CIFAR-10 binary files hold records of 3073 bytes; {len(raw)} bytes are not a whole number '
-                         'of them')
+        raise ValueError(f'CIFAR-10 binary files hold records of 3073 bytes; {len(raw)} bytes are '
+                         'not a whole number of them')
     a = np.frombuffer(raw, np.uint8).reshape(-1, 3073)
     return a[:,1:].reshape(-1,3,32,32).copy(), a[:,0].astype(np.int64)
 
@@ -178,23 +203,26 @@ def _unpacked(path):
     "`{name: bytes}` of the batches in a CIFAR-10 archive, checked first"
     batch = re.compile(r'batch(_\d)?(\.bin)?$')
     with tarfile.open(_checked(path)) as t:
-        return {Path(m.name).name: t.extractfile(m).read() for m in t if m.isfile() and batch.search(m.name)}
+        return {Path(m.name).name: t.extractfile(m).read() for m in t
+                if m.isfile() and batch.search(m.name)}
 
 def _cifar_files(where):
-    "`(reader, {name: bytes})` of the first archive or unpacked Python folder at `where`; None if there is none"
+    "`(reader, {name: bytes})` of the first archive or unpacked folder at `where`, or None"
     archives = [where] if where.is_file() else [where/k for k in list(_CIFAR_MD5)[:2]]
     for p in archives:
         reader = cifar_binary if 'binary' in p.name else cifar_pickle
         if p.is_file() and p.name in _CIFAR_MD5: return reader, _unpacked(p)
     for d in (where, where/'cifar-10-batches-py'):
-        if (d/'test_batch').exists(): return cifar_pickle, {k: _checked(d/k).read_bytes() for k in list(_CIFAR_MD5)[2:]}
+        if (d/'test_batch').exists():
+            return cifar_pickle, {k: _checked(d/k).read_bytes() for k in list(_CIFAR_MD5)[2:]}
 
 def cifar_arrays(
     where,  # an archive, or a folder with one or with the unpacked Python files
 ):
-    "`{split: (uint8 N×3×32×32, int64 labels)}`; None where it is not there; an error where a file is damaged"
+    "`{split: (uint8 N×3×32×32, int64 labels)}`; None if not there; an error for a damaged file"
     if (found := _cifar_files(Path(where))) is None: return None
-    reader,files = found; parts = {k: reader(files[k]) for k in sorted(files)}
+    reader,files = found
+    parts = {k: reader(files[k]) for k in sorted(files)}
     cat = lambda pre: joined([v for k,v in parts.items() if k.startswith(pre)])
     return {'train': cat('data'), 'test': cat('test')}
 
@@ -205,10 +233,11 @@ def _row_file(row, root, where):
     if isinstance(row, dict) and isinstance(row.get('bytes'), bytes): return row['bytes']
     path = row.get('path') if isinstance(row, dict) else None
     if not isinstance(path, str) or not path: raise ValueError(f'{where}: a row without an image')
-    root = Path(root).resolve(); p = (root/path).resolve()
+    root = Path(root).resolve()
+    p = (root/path).resolve()
     if '://' in path or not p.is_relative_to(root):
-        raise ValueError(f'{where}: a row names {as_text(path)}, which is outside its folder: '
-                         'it is neither opened nor fetched')
+        raise ValueError(f'{where}: a row names {as_text(path)}, which is outside its folder: it '
+                         'is neither opened nor fetched')
     return p
 
 def row_arrays(
@@ -218,28 +247,33 @@ def row_arrays(
     where,   # what to call them in a message
     **opts,  # size, channels, skip and say, as for `stack_files`
 ) -> tuple:
-    "`(uint8 N×C×H×W, int64 labels or None)`; raises `ValueError` for a path that leads out of `root`"
+    "`(uint8 N×C×H×W, int64 labels or None)`; `ValueError` for a path that leads out of `root`"
     items = [(f'row {i}', _row_file(r, root, where)) for i,r in enumerate(rows)]
     if not items: raise ValueError(f'{where} holds no images')
     kept,x = stack_files(items, where, **opts)
-    y = None if labels is None or any(l is None or l < 0 for l in labels) else np.asarray(labels)[kept]
+    whole = labels is not None and all(l is not None and l >= 0 for l in labels)
+    y = np.asarray(labels)[kept] if whole else None
     return x, as_labels(y, len(x), where)
 
 # %% ../nbs/05c_formats.ipynb #77f5c015
 def _features(table):
     "What the `datasets` library noted on the columns of a pyarrow table: `{name: dict}`"
-    try: feats = json.loads((table.schema.metadata or {}).get(b'huggingface', b'{}'))['info']['features']
+    meta = (table.schema.metadata or {}).get(b'huggingface', b'{}')
+    try: feats = json.loads(meta)['info']['features']
     except (ValueError, KeyError, TypeError): return {}
     return {k: v for k,v in feats.items() if isinstance(v, dict)} if isinstance(feats, dict) else {}
 
 def _holds_bytes(t):
     "Whether a column of that type may hold image files"
     import pyarrow.types as is_
-    return is_.is_struct(t) and t.get_field_index('bytes') >= 0 or is_.is_binary(t) or is_.is_large_binary(t)
+    if is_.is_struct(t): return t.get_field_index('bytes') >= 0
+    return is_.is_binary(t) or is_.is_large_binary(t)
 
 def _columns(table, where):
     "`(image column, label column or None, names of the classes or None)` of a pyarrow table"
-    feats = _features(table); kind = lambda k: feats.get(k, {}).get('_type'); cols = list(table.schema)
+    feats = _features(table)
+    kind = lambda k: feats.get(k, {}).get('_type')
+    cols = list(table.schema)
     im = sorted((f.name for f in cols if _holds_bytes(f.type)), key=lambda k: kind(k) != 'Image')
     lab = [f.name for f in cols if str(f.type).startswith(('int', 'uint'))]
     lab = [k for k in lab if kind(k) == 'ClassLabel' or k in ('label', 'labels')]
@@ -248,7 +282,7 @@ def _columns(table, where):
     return im[0], lab[0] if lab else None, names if isinstance(names, list) else None
 
 def _table(path):
-    "The table in a parquet file; raises `ValueError` for a damaged one, and for one that would not fit in memory"
+    "The table in a parquet file; `ValueError` for one damaged, or too large for memory"
     import pyarrow as pa
     import pyarrow.parquet as pq
     if not path.is_file(): raise ValueError(f'{as_text(path)} is not a plain file')
@@ -265,9 +299,13 @@ def parquet_arrays(
     path,   # of a parquet file with a column of images and perhaps one of labels
     **opts, # size, channels, skip and say, as for `stack_files`
 ) -> tuple:
-    "`(uint8 N×C×H×W, int64 labels or None, their classes or None)`; `ValueError` for a damaged file or no images"
-    path = Path(path); nm = as_text(path); table = _table(path); im,lab,names = _columns(table, nm)
-    return *row_arrays(table[im].to_pylist(), lab and table[lab].to_pylist(), path.parent, nm, **opts), names
+    "`(uint8 N×C×H×W, int64 labels or None, classes or None)`; `ValueError` for a damaged file"
+    path = Path(path)
+    nm = as_text(path)
+    table = _table(path)
+    im,lab,names = _columns(table, nm)
+    return *row_arrays(table[im].to_pylist(), lab and table[lab].to_pylist(), path.parent, nm,
+                       **opts), names
 
 # %% ../nbs/05c_formats.ipynb #2a53db8f
 def dd_arrays(
@@ -280,7 +318,8 @@ def dd_arrays(
 ) -> dict:
     "`{split: (uint8 images N×C×H×W, int64 labels or None)}` of a `DatasetDict`"
     from datasets import ClassLabel, Image
-    opts = dict(size=size, channels=channels, skip=skip, say=say); out = {}
+    opts = dict(size=size, channels=channels, skip=skip, say=say)
+    out = {}
     for split,ds in dd.items():
         first = lambda kind: next((k for k,f in ds.features.items() if isinstance(f, kind)), None)
         im,lab = first(Image),first(ClassLabel)
@@ -289,8 +328,10 @@ def dd_arrays(
         out[split] = row_arrays(list(ds[im]), lab and list(ds[lab]), root, f'split {split}', **opts)
     return out
 
+# %% ../nbs/05c_formats.ipynb #f950fc28
 def dd_classes(
     dd,  # a `DatasetDict`
 ):
     "Names of its classes, or None"
-    return next((f.names for ds in dd.values() for f in ds.features.values() if hasattr(f, 'names')), None)
+    return next((f.names for ds in dd.values() for f in ds.features.values()
+                 if hasattr(f, 'names')), None)

@@ -26,15 +26,17 @@ def to_unit(
     "Float32 in ±1: 0 → -1, 255 → 1; raises `ValueError` for anything but bytes"
     x = torch.as_tensor(x)
     if x.dtype != torch.uint8:
-        raise ValueError(f'to_unit makes bytes (uint8, 0…255) into ±1, got {x.dtype}: images in [0,1] are x*2-1')
+        raise ValueError(f'to_unit makes bytes (uint8, 0…255) into ±1, got {x.dtype}: images in '
+                         '[0,1] are x*2-1')
     return x.float().div_(127.5).sub_(1)
 
 # %% ../nbs/05a_images.ipynb #d51faf48
 def to_uint8(
     x,  # image(s) in ±1; what lies outside is clipped
 ) -> torch.Tensor:
-    "Bytes 0…255, rounded: the inverse of `to_unit`; raises `ValueError` for what is not floating point"
-    if not x.is_floating_point(): raise ValueError(f'to_uint8 makes ±1 into bytes (uint8), got {x.dtype}')
+    "Bytes 0…255, rounded: the inverse of `to_unit`; raises `ValueError` for whole numbers"
+    if not x.is_floating_point():
+        raise ValueError(f'to_uint8 makes ±1 into bytes (uint8), got {x.dtype}')
     return x.detach().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 # %% ../nbs/05a_images.ipynb #05c8d22d
@@ -45,7 +47,9 @@ def image_grid(
     scale=1,     # each pixel becomes scale×scale
 ) -> np.ndarray:
     "One sheet of all images: uint8, H×W×3"
-    n,c,h,w = x.shape; ncols = ncols or math.ceil(n**0.5); nrows = math.ceil(n/ncols)
+    n,c,h,w = x.shape
+    ncols = ncols or math.ceil(n**0.5)
+    nrows = math.ceil(n/ncols)
     x = x if x.dtype == torch.uint8 else to_uint8(x)
     out = np.full((nrows*(h+gap)-gap, ncols*(w+gap)-gap, 3), 255, np.uint8)
     for i,im in enumerate(x.cpu().permute(0,2,3,1).numpy()):
@@ -66,41 +70,45 @@ def _gif(frames, colours, ms, hold):
     from PIL import Image
     few = Image.fromarray(np.concatenate(frames[::max(1, len(frames)//8)])).quantize(colours)
     ims = [Image.fromarray(f).quantize(palette=few, dither=Image.Dither.NONE) for f in frames]
-    buf = io.BytesIO(); times = [ms]*(len(ims)-1) + [hold]
+    buf = io.BytesIO()
+    times = [ms]*(len(ims)-1) + [hold]
     ims[0].save(buf, 'GIF', save_all=True, append_images=ims[1:], duration=times, loop=0)
     return buf.getvalue()
 
 def _smaller(pics, ms, hold):
-    "The animation in fewer and fewer colours, then of fewer frames; the last frame is always among them"
+    "The animation in fewer colours, then of fewer frames; the last frame always stays"
     for colours,step in ((64,1), (32,1), (16,1), (16,2), (16,3), (8,4), (8,6)):
         yield _gif(pics[::-1][::step][::-1], colours, ms*step, hold)
 
 # %% ../nbs/05a_images.ipynb #1b1ff1cb
 def animate(
-    frames,       # in their order: images C×H×W or batches N×C×H×W in ±1 (or uint8), or arrays H×W×3 of bytes
+    frames,       # images C×H×W or batches N×C×H×W in ±1 (or uint8), or arrays H×W×3 of bytes
     path=None,    # also write it there; ends in .gif
     fps=8,        # frames a second
     scale=None,   # each pixel becomes scale×scale; None: a sheet about 320 pixels wide
     hold=1.5,     # seconds that the last frame stays
     max_kb=300,   # fewer colours, then fewer frames, until it takes no more thousands of bytes
 ):
-    "A GIF for the notebook (`IPython.display.Image`, bytes in `.data`); `ValueError` where `max_kb` is too little"
+    "A GIF for the notebook (an IPython `Image`); `ValueError` if `max_kb` is too little"
     from IPython.display import Image
     pics = [_frame(f, scale) for f in frames]
     if len(pics) < 2: raise ValueError(f'{len(pics)} frames: an animation needs two or more')
     data = next((d for d in _smaller(pics, 1000/fps, 1000*hold) if len(d) <= 1000*max_kb), None)
-    if data is None: raise ValueError(f'more than max_kb={max_kb} whatever is tried: give fewer frames or fewer images')
+    if data is None:
+        raise ValueError(f'more than max_kb={max_kb} whatever is tried: give fewer frames or fewer '
+                         'images')
     if path: write_atomic(path, lambda p: p.write_bytes(data))
     return Image(data=data, format='gif')
 
 # %% ../nbs/05a_images.ipynb #94cd7621
 class Page(Figure):
-    "A figure whose constrained layout needs no further tightening: code that asks for it gets no warning"
+    "A figure with constrained layout; code that asks for a tight layout gets no warning"
     def tight_layout(self,
         **kwargs,  # as matplotlib's
     ) -> None:
         "Nothing, where the layout is constrained; else as matplotlib's"
-        if not isinstance(self.get_layout_engine(), ConstrainedLayoutEngine): super().tight_layout(**kwargs)
+        if not isinstance(self.get_layout_engine(), ConstrainedLayoutEngine):
+            super().tight_layout(**kwargs)
 
 # %% ../nbs/05a_images.ipynb #bca0f38f
 @lru_cache(4096)
@@ -139,7 +147,8 @@ def set_suptitle(
     grow=True,  # make room for it
 ) -> None:
     "Set the title of a figure, wrapped to its width"
-    text = str(text); w,h = fig.get_size_inches()
+    text = str(text)
+    w,h = fig.get_size_inches()
     if grow: w = max(w, min(4, _wide(text, size)+0.2))
     text,size = wrap_text(text, w-0.1, size)
     if grow: fig.set_size_inches(w, h + 0.16 + 1.3*size/72*(1+text.count('\n')))
@@ -151,8 +160,9 @@ def set_titles(
     titles,  # one for each, row by row; None or '': none
     inches,  # that each may be wide
 ) -> float:
-    "Set a title above each image, wrapped to its width; returns the inches that they need in all rows together"
-    texts = ['' if t is None else str(t) for t in titles]; ncols = axs.shape[1]
+    "Set a title above each image, wrapped to its width; returns the inches needed by all rows"
+    texts = ['' if t is None else str(t) for t in titles]
+    ncols = axs.shape[1]
     size = min(wrap_text(t, inches, 10)[1] for t in texts)
     texts = [wrap_text(t, inches, size)[0] for t in texts]
     for ax,t in zip(axs.flat, texts): ax.set_title(t, size=size, pad=3)
@@ -182,7 +192,8 @@ def few(
 ) -> str:
     "The first names, and how many more there are"
     names = list(names)
-    return ', '.join(map(as_text, names[:most])) + f' and {len(names)-most} more'*(len(names) > most)
+    rest = f' and {len(names)-most} more' if len(names) > most else ''
+    return ', '.join(map(as_text, names[:most])) + rest
 
 # %% ../nbs/05a_images.ipynb #2ad8307c
 def _ours(p):
@@ -201,7 +212,8 @@ def _may_write(path, nm):
         raise ValueError(f'{nm} is {"a folder" if path.suffix else "a file"}: choose another name')
     home = next(p for p in (path, *path.parents) if p.is_dir() or p.exists() and p != path)
     if not home.is_dir() or not os.access(home, os.W_OK):
-        raise ValueError(f'{nm} cannot be written: {as_text(home)} is no folder, or not yours to write to')
+        raise ValueError(f'{nm} cannot be written: {as_text(home)} is no folder, or not yours to '
+                         'write to')
 
 # %% ../nbs/05a_images.ipynb #72761c1f
 def check_out(
@@ -209,15 +221,17 @@ def check_out(
     force=False,  # what was written there before may be replaced
 ) -> Path:
     "`out` as a whole path that can be written to; raises before the work what would fail after it"
-    path = Path(os.path.abspath(out)); nm = as_text(out); _may_write(path, nm)
+    path = Path(os.path.abspath(out))
+    nm = as_text(out)
+    _may_write(path, nm)
     held = sorted(path.iterdir()) if path.is_dir() else [path]*path.exists()
     if held and not force:
-        raise FileExistsError(f'{nm} exists, and nothing is overwritten: choose another name, or say --force '
-                              '(force=True)')
+        raise FileExistsError(f'{nm} exists, and nothing is overwritten: choose another name, or '
+                              'say --force (force=True)')
     other = [p.name for p in held if path.is_dir() and not _ours(p)]
     if other:
-        raise FileExistsError(f'{nm} holds files that miniai did not write ({few(other)}), and these are '
-                              'never deleted: choose another folder')
+        raise FileExistsError(f'{nm} holds files that miniai did not write ({few(other)}), and '
+                              'these are never deleted: choose another folder')
     return path
 
 # %% ../nbs/05a_images.ipynb #9db4104c
@@ -233,31 +247,37 @@ def _save_sheet(path, x):
 def _write_folder(x, out):
     "N PNGs, 00000.png …, made beside and moved into place when all are whole"
     from PIL import Image, PngImagePlugin
-    mark = PngImagePlugin.PngInfo(); mark.add_text('Software', 'miniai')
-    tmp = (out if out.exists() else out.parent)/f'.{out.name}.{os.getpid()}'; tmp.mkdir(parents=True)
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text('Software', 'miniai')
+    tmp = (out if out.exists() else out.parent)/f'.{out.name}.{os.getpid()}'
+    tmp.mkdir(parents=True)
     try:
         for i,im in enumerate(x):
-            Image.fromarray(im[...,0] if im.shape[-1] == 1 else im).save(tmp/f'{i:05}.png', pnginfo=mark)
+            Image.fromarray(im.squeeze(-1) if im.shape[-1] == 1 else im).save(
+                tmp/f'{i:05}.png', pnginfo=mark)
         if out.exists(): _move_in(tmp, out)
         else: os.replace(tmp, out)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
 def _move_in(tmp, out):
     "Put whole files in the place of an earlier run's, and delete what that had more of"
-    new = {p.name for p in tmp.iterdir()}; left = [p for p in out.iterdir() if p.name not in new and _ours(p)]
+    new = {p.name for p in tmp.iterdir()}
+    left = [p for p in out.iterdir() if p.name not in new and _ours(p)]
     for nm in sorted(new): os.replace(tmp/nm, out/nm)
     for p in left: p.unlink()
 
 # %% ../nbs/05a_images.ipynb #0d211c76
 def write_images(
     x,            # uint8 N×C×H×W
-    out,          # ends in .png (one sheet), in .npz (`images`, N×H×W×C), or is a folder (of PNGs, 00000.png, …)
+    out,          # ends in .png (one sheet), in .npz (`images`, N×H×W×C), or is a folder of PNGs
     force=False,  # replace what was written there before
 ) -> Path:
     "Write images; returns the path. Raises `ValueError` or `FileExistsError`, as `check_out`"
     if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
-        raise ValueError(f'{x.dtype} of shape {tuple(x.shape)}: uint8 N×C×H×W with 1 or 3 channels was expected')
-    path = check_out(out, force); hwc = x.permute(0,2,3,1).cpu().numpy()
+        raise ValueError(f'{x.dtype} of shape {tuple(x.shape)}: uint8 N×C×H×W with 1 or 3 channels '
+                         'was expected')
+    path = check_out(out, force)
+    hwc = x.permute(0,2,3,1).cpu().numpy()
     if path.suffix == '.npz': write_atomic(path, lambda p: _save_npz(p, hwc))
     elif path.suffix == '.png': write_atomic(path, lambda p: _save_sheet(p, x))
     else: _write_folder(hwc, path)

@@ -54,12 +54,13 @@ class CancelStepException(Exception):
 
 # %% ../nbs/09_learner.ipynb #09a00003
 def _cleanup(learn, nm):
-    "All callbacks clean up, whatever happens in one of them; an error here does not hide the one under way"
+    "All callbacks clean up, whatever happens in one; an error here does not hide the one under way"
     under_way, first = sys.exc_info()[1], None
     for cb in sorted(learn.cbs, key=attrgetter('order')):
         try: run_cbs([cb], nm, learn)
         except Exception as e:
-            if first or under_way: warnings.warn(f'{type(cb).__name__}.{nm} failed too: {type(e).__name__}: {e}')
+            if first or under_way:
+                warnings.warn(f'{type(cb).__name__}.{nm} failed too: {type(e).__name__}: {e}')
             else: first = e
     if first: raise first
 
@@ -177,7 +178,8 @@ VERBS = 'predict', 'get_loss', 'backward', 'step', 'zero_grad'
 
 def _check_data(dls, train, valid):
     "Raise unless every loader that will be used has a batch"
-    for use,nm,what in ((train, 'train', 'train on'), (valid and _given(dls.valid), 'valid', 'validate on')):
+    for use,nm,what in ((train, 'train', 'train on'),
+                        (valid and _given(dls.valid), 'valid', 'validate on')):
         dl = getattr(dls, nm) if use else None
         if dl is not None and hasattr(dl, '__len__') and len(dl) == 0:
             raise ValueError(f'`dls.{nm}` is empty: nothing to {what}; give it at least one batch, '
@@ -185,11 +187,15 @@ def _check_data(dls, train, valid):
 
 def _provider(learn, verb):
     "Who offers `verb`: a callback, or the learner's class; `ValueError` unless it is exactly one"
-    who = ([learn] if hasattr(type(learn), verb) else []) + [cb for cb in learn.cbs if hasattr(cb, verb)]
+    who = [learn] if hasattr(type(learn), verb) else []
+    who += [cb for cb in learn.cbs if hasattr(cb, verb)]
     if len(who) == 1: return who[0]
-    if not who: raise ValueError(f'nobody provides `{verb}`: use TrainLearner, or add TrainCB() to the callbacks')
-    raise ValueError(f'{" and ".join(type(o).__name__ for o in who)} both provide `{verb}`; exactly one may: '
-                     'remove the other, or make one of them inherit from the other')
+    if not who:
+        raise ValueError(f'nobody provides `{verb}`: use TrainLearner, or add TrainCB() to the '
+                         'callbacks')
+    raise ValueError(f'{" and ".join(type(o).__name__ for o in who)} both provide `{verb}`; '
+                     'exactly one may: remove the other, or make one of them inherit from the '
+                     'other')
 
 # %% ../nbs/09_learner.ipynb #09a00005
 @patch
@@ -250,16 +256,18 @@ def compute_loss(
     preds,               # what the model made of the batch
     targs:tuple,         # the rest of the batch
 ):
-    "`loss_func(preds, *targs)`; `ValueError` if there is no loss function, or shapes differ where they must not"
+    "`loss_func(preds, *targs)`; `ValueError` without a loss function, or where shapes wrongly differ"
     if loss_func is None:
-        raise ValueError('no loss function: give the Learner a `loss_func`, e.g. F.mse_loss or F.cross_entropy')
+        raise ValueError('no loss function: give the Learner a `loss_func`, e.g. F.mse_loss or '
+                         'F.cross_entropy')
     if len(targs) == 0:
         raise ValueError('the batch holds no target: a batch must be a tuple (inputs…, targets…), '
                          'and `n_inp` leave at least one')
     nm = getattr(loss_func, '__name__', type(loss_func).__name__)
     if nm in _same_shape and preds.shape != targs[0].shape:
-        raise ValueError(f'{nm} compares element by element, but the model gave {tuple(preds.shape)} '
-                         f'for targets {tuple(targs[0].shape)}; make the shapes equal')
+        raise ValueError(f'{nm} compares element by element, but the model gave '
+                         f'{tuple(preds.shape)} for targets {tuple(targs[0].shape)}; make the '
+                         'shapes equal')
     return loss_func(preds, *targs)
 
 # %% ../nbs/09_learner.ipynb #09a00006
@@ -333,7 +341,7 @@ class SingleBatchCB(Callback):
 
 # %% ../nbs/09_learner.ipynb #09a0000a
 class Mean:
-    "The weighted mean of what it is given, added up on the device, in double precision if it has it"
+    "The weighted mean of what it is given, added up on the device, in float64 if it has it"
     def __init__(self): self.reset()
     def reset(self): self.total, self.weight = 0., 0
     def update(self,
@@ -359,7 +367,7 @@ def n_items(
 
 # %% ../nbs/09_learner.ipynb #09a5u350
 def _numbers(name, v):
-    "What a metric computed, as numbers by name: one for each metric of a collection, each class, each column"
+    "What a metric computed, as numbers by name: of each metric of a collection, or each class"
     if isinstance(v, dict): return {k: o for nm,w in v.items() for k,o in _numbers(nm, w).items()}
     if isinstance(v, torch.Tensor) and v.numel() > 1:
         return {f'{name}_{i}': o for i,o in enumerate(v.flatten().tolist())}
@@ -367,15 +375,16 @@ def _numbers(name, v):
 
 def _sums(m):
     "What a metric has added up so far, as a checkpoint can hold it"
-    if hasattr(m, 'compute_groups'): m.values()           # a MetricCollection: bring all its metrics up to date
-    if hasattr(m, 'persistent'): m.persistent(True)       # torchmetrics leaves its sums out otherwise
+    if hasattr(m, 'compute_groups'): m.values()      # a MetricCollection: bring its metrics up to date
+    if hasattr(m, 'persistent'): m.persistent(True)  # torchmetrics leaves its sums out otherwise
     return m.state_dict() if hasattr(m, 'state_dict') else dict(vars(m))
 
 def _set_sums(m, state):
     "Put a metric back to where `_sums` saw it"
     if hasattr(m, 'load_state_dict'): m.load_state_dict(state)
     else: vars(m).update(state)
-    for o in m.modules() if hasattr(m, 'modules') else (): o._update_count = 1    # torchmetrics: it has seen something
+    mods = m.modules() if hasattr(m, 'modules') else ()
+    for o in mods: o._update_count = 1               # torchmetrics: it has seen something
 
 # %% ../nbs/09_learner.ipynb #398278d9
 class MetricsCB(Callback):
@@ -453,7 +462,7 @@ class ProgressCB(Callback):
 def after_batch(self:ProgressCB, learn):
     "The loss beside the bar, and a point of the curve"
     if learn.training: self.n_seen += 1
-    free = self.plot and learn.loss.device.type == 'cpu'      # a curve of every batch, where that costs nothing
+    free = self.plot and learn.loss.device.type == 'cpu'    # every batch, where that costs nothing
     if not self.mbar or not (free or time.perf_counter() > self.look_at): return
     loss = learn.loss.detach().mean().item()
     self.bar.comment = f'{loss:.3f}'
@@ -474,7 +483,8 @@ def cleanup_fit(self:ProgressCB, learn):
     if hasattr(learn, 'metrics') and hasattr(self, 'show_was'): learn.metrics.show = self.show_was
     if not self.mbar or self.mbar.main_bar.last_v is None: return
     if hasattr(self, 'bar') and not fc.IN_NOTEBOOK: self.bar.on_iter_end()
-    if hasattr(self.mbar, 'graph_fig'): plt.figure(self.mbar.graph_fig)   # fastprogress closes the current one
+    if hasattr(self.mbar, 'graph_fig'):
+        plt.figure(self.mbar.graph_fig)   # fastprogress closes the current one
     self.mbar.on_iter_end()
 
 # %% ../nbs/09_learner.ipynb #34ad2f0a

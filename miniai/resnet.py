@@ -30,14 +30,14 @@ def shortcut(
     nf,        # channels out
     stride=1,  # by how much the image shrinks
 ) -> nn.Sequential:
-    "The path around the convolutions: the input, averaged if the image shrinks, 1×1 convolved if channels change"
+    "The path around the convolutions: the input, averaged if it shrinks, 1×1 for new channels"
     shrink = [nn.AvgPool2d(stride, ceil_mode=True)] if stride > 1 else []
     widen = [conv(ni, nf, ks=1, stride=1, act=None)] if ni != nf else []
     return nn.Sequential(*shrink, *widen)
 
 # %% ../nbs/13_resnet.ipynb #4d6cba8b
 class ResBlock(nn.Module):
-    "Two convolutions and a shortcut, N×ni×H×W → N×nf×⌈H/stride⌉×⌈W/stride⌉ (He et al. 2015, eq. 1 and 2)"
+    "Two convolutions and a shortcut, N×ni×H×W → N×nf×⌈H/stride⌉×⌈W/stride⌉ (He et al., eq. 1, 2)"
     def __init__(self,
         ni,          # channels in
         nf,          # channels out
@@ -48,11 +48,14 @@ class ResBlock(nn.Module):
     ):
         super().__init__()
         if ks % 2 == 0:
-            raise ValueError(f'with kernels of side {ks} convolutions and shortcut differ in size; give an odd `ks`')
-        first, last = conv(ni, nf, ks, stride, act=act, norm=norm), conv(nf, nf, ks, 1, act=None, norm=norm)
+            raise ValueError(f'with kernels of side {ks} convolutions and shortcut differ in size; '
+                             'give an odd `ks`')
+        first = conv(ni, nf, ks, stride, act=act, norm=norm)
+        last = conv(nf, nf, ks, 1, act=None, norm=norm)
         self.convs, self.shortcut = nn.Sequential(first, last), shortcut(ni, nf, stride)
         self.act = act() if act else nn.Identity()
-        if norm and getattr(last[-1], 'weight', None) is not None: nn.init.zeros_(last[-1].weight)  # at first: shortcut
+        if norm and getattr(last[-1], 'weight', None) is not None:
+            nn.init.zeros_(last[-1].weight)  # at first: shortcut
     def forward(self, x): return self.act(self.convs(x) + self.shortcut(x))
 
 # %% ../nbs/13_resnet.ipynb #5154f7e3
@@ -60,9 +63,10 @@ def _head(
     n_feat,  # features in
     n_out,   # classes
 ) -> list:
-    "Mean of each map, then a linear layer with a batch norm in place of its bias: `[(name, layer)]`"
+    "Mean of each map, then a linear layer with a batch norm as its bias: `[(name, layer)]`"
     linear = nn.Linear(n_feat, n_out, bias=False)
-    return [('pool', nn.AdaptiveAvgPool2d(1)), ('flat', nn.Flatten()), ('lin', linear), ('norm', nn.BatchNorm1d(n_out))]
+    return [('pool', nn.AdaptiveAvgPool2d(1)), ('flat', nn.Flatten()), ('lin', linear),
+            ('norm', nn.BatchNorm1d(n_out))]
 
 def resnet_model(
     act=act_gr,                    # makes the activation of every layer
@@ -71,13 +75,15 @@ def resnet_model(
     n_out=10,                      # classes
     n_in=1,                        # channels of the image
     n_feat=512,                    # features after pooling: what FID looks at
-    stride=1,                      # of the first block: 2 halves the image at once, for a quarter of the work
+    stride=1,                      # of the first block: 2 for a quarter of the work
 ) -> nn.Sequential:
-    "A classifier N×n_in×H×W → N×n_out for any H and W: `pool` averages `n_feat` maps, the last two layers are the head"
+    "A classifier N×n_in×H×W → N×n_out for any H and W; its last two layers are the head"
     sizes = zip((n_in, *nfs), nfs)
-    blocks = [ResBlock(a, b, 2 if i else stride, act=act, norm=norm) for i,(a,b) in enumerate(sizes)]
+    blocks = [ResBlock(a, b, 2 if i else stride, act=act, norm=norm)
+              for i,(a,b) in enumerate(sizes)]
     widen = conv(nfs[-1], n_feat, ks=1, stride=1, act=act, norm=norm)
-    layers = [*((f'block{i}', b) for i,b in enumerate(blocks)), ('widen', widen), *_head(n_feat, n_out)]
+    layers = [*((f'block{i}', b) for i,b in enumerate(blocks)), ('widen', widen),
+              *_head(n_feat, n_out)]
     return nn.Sequential(OrderedDict(layers))
 
 # %% ../nbs/13_resnet.ipynb #daddba89
@@ -86,10 +92,11 @@ def _parts(
     depth=1,    # 1: its children; 2: their children; …
     prefix='',  # put before the names
 ) -> list:
-    "`[(name, module)]` of the rows of a summary; lists of modules are opened, since nobody calls them"
+    "`[(name, module)]` of the rows of a summary; lists of modules are opened"
     rows = []
     for nm,m in model.named_children():
-        inner, lists = depth > 1 and list(m.children()), isinstance(m, (nn.ModuleList, nn.ModuleDict))
+        inner = depth > 1 and list(m.children())
+        lists = isinstance(m, (nn.ModuleList, nn.ModuleDict))
         deeper = depth if lists else depth-1
         rows += _parts(m, deeper, f'{prefix}{nm}.') if inner or lists else [(prefix+nm, m)]
     return rows or [(prefix.rstrip('.') or type(model).__name__, model)]
@@ -138,7 +145,8 @@ class PredictOnlyCB(Callback):
     def after_predict(self, learn): raise CancelFitException()
 
 # %% ../nbs/13_resnet.ipynb #8ee074de
-_COLS = dict(name='part', type='type', inp='input', out='output', count='parameters', mflops='MFLOPs')
+_COLS = dict(name='part', type='type', inp='input', out='output', count='parameters',
+             mflops='MFLOPs')
 
 def _summary_table(
     rows,   # from `_watch`
@@ -154,14 +162,16 @@ def summary(
     self:Learner,
     depth=1,  # 1: a row for each child of the model; 2: for their children; …
 ) -> Table:
-    "A table of the model's parts: shapes in and out for a batch, parameters, millions of operations for an image"
+    "A table of the model's parts: shapes for a batch, parameters, millions of operations an image"
     was, train = self.cbs, not len(getattr(self.dls, 'valid', ()))
     self.cbs = fc.L(cb for cb in was if not isinstance(cb, ProgressCB))
     try:
-        with FlopCounterMode(display=False) as counter, _watch(_parts(self.model, depth), counter) as rows:
+        counter = FlopCounterMode(display=False)
+        with counter, _watch(_parts(self.model, depth), counter) as rows:
             self.fit(1, train=train, valid=not train, cbs=PredictOnlyCB())
     finally: self.cbs = was
-    return _summary_table(rows, (_n_params(self.model), counter.get_total_flops()), max(1, n_items(self.batch)))
+    return _summary_table(rows, (_n_params(self.model), counter.get_total_flops()),
+                          max(1, n_items(self.batch)))
 
 Learner.summary = summary
 
@@ -171,9 +181,9 @@ WEIGHTS = (Path(__file__).parent if '__file__' in globals() else Path('../miniai
 # %% ../nbs/13_resnet.ipynb #ea7a7323
 def fashion_classifier(
     device=def_device,          # where the model goes
-    name='fashion_classifier',  # 'fashion_classifier', the reference, or 'fashion_classifier2', another make
+    name='fashion_classifier',  # of the weights in `WEIGHTS`
 ) -> nn.Module:
-    "A shipped classifier, in eval mode and float32: images N×1×28×28 in ±1 → N×10 logits; FileNotFoundError if unknown"
+    "A shipped classifier in eval mode, N×1×28×28 in ±1 → N×10 logits; FileNotFoundError if unknown"
     if not (WEIGHTS/f'{name}.safetensors').exists():
         have = ', '.join(sorted(p.stem for p in WEIGHTS.glob('fashion_classifier*.safetensors')))
         raise FileNotFoundError(f'no classifier {name!r} is shipped; there are: {have}')
@@ -186,6 +196,6 @@ def cut_classifier(
     model=None,         # a `resnet_model`; None: the reference classifier
     device=def_device,  # where the model goes
 ) -> nn.Module:
-    "The classifier without its head, in eval mode: images in ±1 → N×512 features, the means that the head looks at"
+    "The classifier without its head, in eval mode: images in ±1 → N×512 features"
     model = fashion_classifier(device) if model is None else model.to(device)
     return model[:-2].eval()

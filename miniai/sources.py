@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import ImageFiles, as_images, brought, image_files, lazy_files, memory, pick, read_npz, stack_files
-from .formats import (CIFAR_CLASSES, FASHION_CLASSES, as_labels, cifar_arrays, dd_arrays, dd_classes, idx_arrays,
-                            joined, parquet_arrays)
+from .files import (ImageFiles, as_images, brought, image_files, lazy_files, memory, pick,
+                          read_npz, stack_files)
+from .formats import (CIFAR_CLASSES, FASHION_CLASSES, as_labels, cifar_arrays, dd_arrays,
+                            dd_classes, idx_arrays, joined, parquet_arrays)
 from .images import as_text, few, why
 
 # %% ../nbs/05d_sources.ipynb #64f80218
@@ -24,14 +25,17 @@ class ImageData(dict):
         splits,        # the dict; its first split is trained on, its second held out
         name,          # of the data, for cards and records
         classes=None,  # names of the classes, in the order of their labels
-    ): super().__init__(splits); self.name,self.classes = name,classes
+    ):
+        super().__init__(splits)
+        self.name,self.classes = name,classes
     @property
     def size(self) -> tuple:
         "C, H, W"
         return tuple(next(iter(self.values()))[0].shape[1:])
     def __repr__(self):
         parts = ', '.join(f'{k} {len(x):,}' for k,(x,_) in self.items())
-        return f"{self.name}: {parts}; {'×'.join(map(str, self.size))}; classes: {few(self.classes or ['none'], 10)}"
+        size, classes = '×'.join(map(str, self.size)), few(self.classes or ['none'], 10)
+        return f'{self.name}: {parts}; {size}; classes: {classes}'
 
 # %% ../nbs/05d_sources.ipynb #03f8cf60
 def held_out(
@@ -39,23 +43,29 @@ def held_out(
     seed=42,   # of the order
     share=.1,  # that is held out
 ) -> tuple:
-    "`(places to train on, places held out)`, in one random order; raises `ValueError` for fewer than two images"
-    if n < 2: raise ValueError(f'{n} image: at least 2 are needed, one to train on and one to hold out')
-    order = np.random.default_rng(seed).permutation(n); k = max(1, round(share*n))
+    "`(places to train on, places held out)`, in random order; `ValueError` for fewer than two"
+    if n < 2: raise ValueError(f'{n} image: at least 2 are needed, to train on and to hold out')
+    order = np.random.default_rng(seed).permutation(n)
+    k = max(1, round(share*n))
     return order[k:], order[:k]
 
 # %% ../nbs/05d_sources.ipynb #ba2920a8
-SPLITS = dict(train='train', training='train', val='validation', valid='validation', validation='validation',
+SPLITS = dict(train='train', training='train',
+              val='validation', valid='validation', validation='validation',
               dev='validation', test='test', testing='test')
 
 def _ordered(splits, where, say):
     "`{split: places}` for `{split: number of images}`: mixed, and a lone split cut in two"
-    if len(splits) > 1: return {k: (k, np.random.default_rng(42).permutation(splits[k])) for k in _by_name(splits)}
-    (only,n), = splits.items(); train,test = held_out(n)
-    say(f'{where}: one split ({n:,} images); {len(test):,} of them, drawn with seed 42, are held out for testing')
+    if len(splits) > 1:
+        return {k: (k, np.random.default_rng(42).permutation(splits[k])) for k in _by_name(splits)}
+    (only,n), = splits.items()
+    train,test = held_out(n)
+    say(f'{where}: one split ({n:,} images); {len(test):,} of them, drawn with seed 42, are held '
+        'out for testing')
     return dict(train=(only, train), test=(only, test))
 
-def _by_name(splits): return [k for k in ('train', 'validation', 'test') if k in splits] or list(splits)
+def _by_name(splits):
+    return [k for k in ('train', 'validation', 'test') if k in splits] or list(splits)
 
 def _mixed(parts, where, say):
     "Arrays `{split: (images, labels)}` in the order of `_ordered`"
@@ -65,7 +75,8 @@ def _mixed(parts, where, say):
 
 def _finish(parts, name, classes, where, opts):
     "`ImageData`, with its images brought to the size and channels that were asked for"
-    nm = as_text(where); size,channels,say = opts['size'],opts['channels'],opts['say']
+    nm = as_text(where)
+    size,channels,say = opts['size'],opts['channels'],opts['say']
     parts = {k: (brought(x, nm, size, channels, say), y) for k,(x,y) in parts.items()}
     return _whole(parts, name, classes, nm)
 
@@ -79,7 +90,8 @@ def _whole(parts, name, classes, where):
 
 def _own(parts, classes, where, opts):
     "`_finish` for your own images: mixed, and a lone split cut in two"
-    return _finish(_mixed(parts, as_text(where), opts['say']), where.resolve().stem, classes, where, opts)
+    parts = _mixed(parts, as_text(where), opts['say'])
+    return _finish(parts, where.resolve().stem, classes, where, opts)
 
 def _reading(opts): return {k: opts[k] for k in ('size', 'channels', 'skip', 'say')}
 
@@ -88,30 +100,34 @@ def _same_channels(parts):
     "Grey splits beside coloured ones become RGB"
     most = max(x.shape[1] for x,_ in parts.values())
     def rgb(x):
-        return ImageFiles(x.paths, (*x.hwc[:2], most)) if isinstance(x, ImageFiles) else x.repeat(most, 1)
+        if isinstance(x, ImageFiles): return ImageFiles(x.paths, (*x.hwc[:2], most))
+        return x.repeat(most, 1)
     return {k: (x if x.shape[1] == most else rgb(x), y) for k,(x,y) in parts.items()}
 
 # %% ../nbs/05d_sources.ipynb #72697191
 def _split_files(where, files, say):
     "`{split: [(parts of the path within the split, path)]}`"
-    rel = [p.relative_to(where).parts for p in files]; out = {}
+    rel = [p.relative_to(where).parts for p in files]
+    out = {}
     split = lambda parts: SPLITS.get(parts[0].lower()) if len(parts) > 1 else None
     names = [split(parts) for parts in rel]
     if 'train' not in names and None in names: return {'all': list(zip(rel, files))}
     for s,parts,p in zip(names, rel, files): out.setdefault(s, []).append((parts[1:], p))
     if (lost := out.pop(None, None)):
-        say(f'{as_text(where)}: {len(lost)} images outside its train, test and validation folders are left out')
+        say(f'{as_text(where)}: {len(lost)} images outside its train, test and validation folders '
+            'are left out')
     return out
 
 def _folder_classes(groups):
-    "Names of the classes: the folders on the first level, if there are several and every image is in one"
+    "Names of the classes: the folders on the first level, if several hold all the images"
     rels = [rel for files in groups.values() for rel,_ in files]
     found = sorted({rel[0] for rel in rels if len(rel) > 1})
     return found if len(found) > 1 and all(len(rel) > 1 for rel in rels) else None
 
 def _read_group(files, where, opts):
     "`(images, places kept)` of some files: in memory, or lazily where they are many"
-    items = [('/'.join(rel), p) for rel,p in files]; lazy = opts['lazy']
+    items = [('/'.join(rel), p) for rel,p in files]
+    lazy = opts['lazy']
     if lazy is None: lazy = sum(p.stat().st_size for _,p in items)*8 > memory()//4
     kept,x = (lazy_files if lazy else stack_files)(items, as_text(where), **_reading(opts))
     return x,kept
@@ -119,9 +135,11 @@ def _read_group(files, where, opts):
 def _folder_data(where, opts):
     "`ImageData` of a folder of image files; None where there is none"
     if not where.is_dir() or not (files := image_files(where)): return None
-    groups = _split_files(where, files, opts['say']); classes = _folder_classes(groups); parts = {}
-    for k,(src,order) in _ordered({k: len(v) for k,v in groups.items()}, as_text(where), opts['say']).items():
-        chosen = [groups[src][i] for i in order]; x,kept = _read_group(chosen, where, opts)
+    groups, parts = _split_files(where, files, opts['say']), {}
+    classes, counts = _folder_classes(groups), {k: len(v) for k,v in groups.items()}
+    for k,(src,order) in _ordered(counts, as_text(where), opts['say']).items():
+        chosen = [groups[src][i] for i in order]
+        x,kept = _read_group(chosen, where, opts)
         y = np.array([classes.index(chosen[i][0][0]) for i in kept], np.int64) if classes else None
         parts[k] = x,y
     return _whole(_same_channels(parts), where.resolve().name, classes, as_text(where))
@@ -130,14 +148,17 @@ def _folder_data(where, opts):
 def _npz_parts(arrays, nm):
     "`{split: (images, labels or None)}`, or {'all': …}"
     keys = {SPLITS[k[:-7]]: k[:-7] for k in arrays if k.endswith('_images') and k[:-7] in SPLITS}
-    if keys: return {s: (as_images(arrays[f'{k}_images'], nm), arrays.get(f'{k}_labels')) for s,k in keys.items()}
+    if keys:
+        return {s: (as_images(arrays[f'{k}_images'], nm), arrays.get(f'{k}_labels'))
+                for s,k in keys.items()}
     y = next((arrays.pop(k) for k in ('labels', 'arr_1') if k in arrays), None)
     return {'all': (as_images(pick(arrays, ('images', 'arr_0'), nm), nm), y)}
 
 def _npz_data(where, opts):
     "`ImageData` of a .npz; None for another file"
     if where.suffix != '.npz' or where.is_dir(): return None
-    nm = as_text(where); parts = _npz_parts(read_npz(where), nm)
+    nm = as_text(where)
+    parts = _npz_parts(read_npz(where), nm)
     parts = {s: (x, as_labels(y, len(x), nm)) for s,(x,y) in parts.items()}
     return _own(parts, None, where, opts)
 
@@ -155,21 +176,32 @@ def _saved_data(where, opts):
 
 def _parquet_data(where, opts):
     "`ImageData` of a parquet file, or a folder of them; None where there is none"
-    files = sorted(where.rglob('*.parquet')) if where.is_dir() else [where]*(where.suffix == '.parquet')
+    alone = [where] if where.suffix == '.parquet' else []
+    files = sorted(where.rglob('*.parquet')) if where.is_dir() else alone
     if not files: return None
     groups,classes = {},None
     for p in files:
         word = re.match('[a-z]*', p.stem.lower())[0] if where.is_dir() else ''
-        x,y,names = parquet_arrays(p, **_reading(opts)); classes = classes or names
-        groups.setdefault(SPLITS.get(word, SPLITS.get(p.parent.name.lower(), 'all')), []).append((x, y))
+        x,y,names = parquet_arrays(p, **_reading(opts))
+        classes = classes or names
+        split = SPLITS.get(word, SPLITS.get(p.parent.name.lower(), 'all'))
+        groups.setdefault(split, []).append((x, y))
     return _own(_same_channels({k: joined(v) for k,v in groups.items()}), classes, where, opts)
 
 # %% ../nbs/05d_sources.ipynb #17fb3e7c
-HUB_ID,CIFAR_HUB = 'zalando-datasets/fashion_mnist', 'uoft-cs/cifar10'
+HUB_ID = 'zalando-datasets/fashion_mnist'
+
+# %% ../nbs/05d_sources.ipynb #57bbd08c
+CIFAR_HUB = 'uoft-cs/cifar10'
 _PUBLISHED = {HUB_ID: 'Fashion-MNIST', CIFAR_HUB: 'CIFAR-10'}
+
+# %% ../nbs/05d_sources.ipynb #e02e9ab2
 DEBIAN = Path('/usr/share/datasets/fashion-mnist')
+
+# %% ../nbs/05d_sources.ipynb #85fda835
 EMBEDDED = Path(__file__).parent/'data' if '__file__' in globals() else Path('../miniai/data')
 
+# %% ../nbs/05d_sources.ipynb #cddcd2c0
 def on_hub(
     hub_id=HUB_ID,  # 'owner/name'
     timeout=1.5,    # seconds to wait for an answer
@@ -179,23 +211,26 @@ def on_hub(
     cache = Path(os.environ.get('HF_DATASETS_CACHE', home/'datasets'))
     if (cache/hub_id.replace('/', '___')).exists(): return True
     if os.environ.get('HF_HUB_OFFLINE') in ('1', 'true'): return False
-    try: urllib.request.urlopen(f'https://huggingface.co/api/datasets/{hub_id}', timeout=timeout).close()
+    url = f'https://huggingface.co/api/datasets/{hub_id}'
+    try: urllib.request.urlopen(url, timeout=timeout).close()
     except OSError: return False   # no network, no name server, a refused connection, an HTTP error
     return True
 
 # %% ../nbs/05d_sources.ipynb #ff391c8d
-_NOTICE = ('*** data: only the embedded 2,000 + 1,000 images of Fashion-MNIST: fine for a look, not for a result. ***\n'
-           '*** For all 70,000: go online, `apt-get install dataset-fashion-mnist`, or set MINIAI_DATA. ***')
+_NOTICE = ('*** data: only the embedded 2,000 + 1,000 images of Fashion-MNIST: fine for a look, '
+           'not for a result. ***\n*** For all 70,000: go online, `apt-get install '
+           'dataset-fashion-mnist`, or set MINIAI_DATA. ***')
 
 def find_data(
-    source=None,  # a path, 'hub', 'hub:owner/name', 'debian' or 'embedded'; None: `MINIAI_DATA`, else the first here
+    source=None,  # a path, 'hub', 'hub:owner/name', 'debian', 'embedded'; None: as listed above
     say=print,    # called with one sentence on what was found
 ):
     "`'hub'`, `'hub:…'` or a path; raises `FileNotFoundError` for a path that is not there"
     source = source or os.environ.get('MINIAI_DATA')
     if source: found,words = _named(str(source)), f'data: {as_text(source)}'
     elif on_hub(): found,words = 'hub', f'data: {HUB_ID} from the Hugging Face hub or cache'
-    elif DEBIAN.exists(): found,words = DEBIAN, 'data: Fashion-MNIST from the Debian package dataset-fashion-mnist'
+    elif DEBIAN.exists():
+        found,words = DEBIAN, 'data: Fashion-MNIST from the Debian package dataset-fashion-mnist'
     else: found,words = EMBEDDED, _NOTICE
     say(words)
     return found
@@ -205,45 +240,49 @@ def _named(source):
     if source == 'hub' or source.startswith('hub:'): return source
     found = dict(debian=DEBIAN, embedded=EMBEDDED).get(source, Path(source))
     if not found.exists():
-        raise FileNotFoundError(f'{as_text(found)} does not exist: give MINIAI_DATA an existing folder or file '
-                                'of images, or unset it')
+        raise FileNotFoundError(f'{as_text(found)} does not exist: give MINIAI_DATA an existing '
+                                'folder or file of images, or unset it')
     return found
 
 # %% ../nbs/05d_sources.ipynb #5ce405c6
 def _hub_data(where, opts):
     "`ImageData` of a data set on the Hugging Face hub"
     from datasets import load_dataset
-    hub_id = where.partition(':')[2] or HUB_ID; dd = load_dataset(hub_id); name = _PUBLISHED.get(hub_id)
+    hub_id = where.partition(':')[2] or HUB_ID
+    dd = load_dataset(hub_id)
+    name = _PUBLISHED.get(hub_id)
     cache = os.environ.get('HF_HOME', Path.home()/'.cache/huggingface')
     parts = {SPLITS.get(k, k): v for k,v in dd_arrays(dd, cache, **_reading(opts)).items()}
     parts = {k: parts[k] for k in _by_name(parts)} if name else _mixed(parts, hub_id, opts['say'])
     return _finish(parts, name or hub_id, dd_classes(dd), hub_id, opts)
 
 def _published_data(where, opts):
-    "`ImageData` of Fashion-MNIST or CIFAR-10 as their authors published them; None where there are none"
-    if (arrays := cifar_arrays(where)): return _finish(arrays, 'CIFAR-10', CIFAR_CLASSES, where, opts)
+    "`ImageData` of Fashion-MNIST or CIFAR-10 as published; None where there are none"
+    if (a := cifar_arrays(where)): return _finish(a, 'CIFAR-10', CIFAR_CLASSES, where, opts)
     if not (arrays := idx_arrays(where)): return None
     n,m = (len(y) for _,y in arrays.values())
     name = 'Fashion-MNIST' + f', a subset of {n:,} + {m:,} images'*(n+m < 70_000)
     return _finish(arrays, name, FASHION_CLASSES, where, opts)
 
 def image_data(
-    source=None,    # a folder, a .npz, parquet, IDX, CIFAR-10, 'hub:owner/name'; None: MINIAI_DATA or Fashion-MNIST
+    source=None,    # a path, 'hub:owner/name', …; None: MINIAI_DATA or Fashion-MNIST
     size=None,      # side, or (height, width): crop and resize; None: they must have one
     channels=None,  # 1 or 3; None: 3 where any has colour
     skip=False,     # leave out files that cannot be read; False: stop and name them
-    lazy=None,      # decode the files of a folder when they are used; None: if they would take a quarter of the memory
+    lazy=None,      # decode a folder's files when used; None: if they take over a quarter of memory
     say=print,      # called with a sentence on what was found, changed, held out or skipped
 ) -> ImageData:
-    "Images and labels in splits; raises `ValueError` or `FileNotFoundError` saying what was expected"
-    where = find_data(source, say); opts = dict(size=size, channels=channels, skip=skip, lazy=lazy, say=say)
+    "Images and labels in splits; `ValueError` or `FileNotFoundError` says what was expected"
+    where = find_data(source, say)
+    opts = dict(size=size, channels=channels, skip=skip, lazy=lazy, say=say)
     if isinstance(where, str): return _hub_data(where, opts)
     if where.is_dir() and any(where.rglob('*.parquet')) and image_files(where):
-        raise ValueError(f'{as_text(where)} holds both image files and parquet files: give the folder of one kind')
+        raise ValueError(f'{as_text(where)} holds both image files and parquet files: give the '
+                         'folder of one kind')
     for read in (_published_data, _npz_data, _saved_data, _parquet_data, _folder_data):
         if (found := read(where, opts)) is not None: return found
-    raise ValueError(f'{as_text(where)} holds no images: a folder of image files, a .npz, parquet, the IDX files of '
-                     'Fashion-MNIST or an archive of CIFAR-10 was expected')
+    raise ValueError(f'{as_text(where)} holds no images: a folder of image files, a .npz, parquet, '
+                     'the IDX files of Fashion-MNIST or an archive of CIFAR-10 was expected')
 
 # %% ../nbs/05d_sources.ipynb #ce47c259
 def fashion_arrays(
@@ -255,10 +294,10 @@ def fashion_arrays(
 
 # %% ../nbs/05d_sources.ipynb #398fd73a
 def cifar10_arrays(
-    source=None,  # an archive or a folder with one, or 'hub'; None: `MINIAI_DATA`, else the hub if it answers
+    source=None,  # an archive or a folder with one, or 'hub'; None: MINIAI_DATA, or the hub
     say=print,    # called with one sentence on what was found
 ):
-    "`ImageData` of CIFAR-10, or None where it is not to be had; raises `ValueError` naming a damaged file"
+    "`ImageData` of CIFAR-10, or None where there is none; `ValueError` names a damaged file"
     source = str(source or os.environ.get('MINIAI_DATA') or '')
     opts = dict(size=None, channels=None, skip=False, say=say)
     if source in ('', 'hub'):
@@ -274,20 +313,22 @@ def to_dd(
     arrays,      # `{split: (uint8 images N×C×H×W, labels or None)}`
     names=None,  # of the classes; None: those of an `ImageData`, else Fashion-MNIST's
 ):
-    "The same as a Hugging Face `DatasetDict` with `image` (decoded when read) and, where there are labels, `label`"
+    "The same as a `DatasetDict`: `image` (decoded when read) and, if there are labels, `label`"
     from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
     names = names or getattr(arrays, 'classes', None) or FASHION_CLASSES
     out = {}
     for k,(x,y) in arrays.items():
         cols = {'image': [_png(o) for o in x]} | ({} if y is None else {'label': y})
-        feats = Features(image=Image(), **({} if y is None else dict(label=ClassLabel(names=list(names)))))
+        label = {} if y is None else dict(label=ClassLabel(names=list(names)))
+        feats = Features(image=Image(), **label)
         out[k] = Dataset.from_dict(cols, features=feats)
     return DatasetDict(out)
 
 def _png(x):
     "An image C×H×W of bytes as the `datasets` library keeps it"
     from PIL import Image
-    x = np.asarray(x); buf = io.BytesIO()
+    x = np.asarray(x)
+    buf = io.BytesIO()
     Image.fromarray(x[0] if len(x) == 1 else x.transpose(1,2,0)).save(buf, 'PNG', compress_level=1)
     return {'bytes': buf.getvalue(), 'path': None}
 
@@ -296,7 +337,7 @@ def fashion_mnist(
     source=None,  # as for `find_data`
     say=print,    # as for `find_data`
 ):
-    "A Hugging Face `DatasetDict` (train, test; image, label) from the first source that has the data"
+    "A `DatasetDict` (train, test; image, label) from the first source that has the data"
     from datasets import load_dataset
     where = find_data(source, say)
     if isinstance(where, str): return load_dataset(where.partition(':')[2] or HUB_ID)
