@@ -2,6 +2,7 @@
 
 depth       plain and residual stacks of 5 and 35 layers on 12,800 images for 12 epochs: do they fit the training images?
 few         2,000 images for 40 epochs: nothing, dropout, augmentation, both
+linear      2,000 images for 60 epochs, a network of linear layers: nothing, dropout
 challenge5  all images for 5 epochs: no dropout, Dropout, Dropout2d, both
 challenge20 the two best of these for 20 epochs, images moved and mirrored
 challenge50 the best of these for 50 epochs, pieces of the images copied as well
@@ -128,6 +129,17 @@ def few(seeds=(42, 43, 44), **kw):
     for s in seeds:
         for nm,(drop,tfm) in FEW.items(): run('few', nm, partial(small_resnet, **drop), 40, s, n_train=2000, bs=64, n_valid=2000, tfm=tfm, **kw)
 
+def linear_layers(p=0., p_in=0., width=512):
+    "Three linear layers, `p_in` of the pixels and `p` of each hidden layer dropped"
+    hidden = [nn.Linear(784, width), nn.ReLU(), Dropout(p), nn.Linear(width, width), nn.ReLU(), Dropout(p)]
+    return nn.Sequential(nn.Flatten(), Dropout(p_in), *hidden, nn.Linear(width, 10))
+
+LINEAR = {'nothing': {}, 'dropout': dict(p=0.5, p_in=0.2)}
+def linear(seeds=(42, 43, 44), **kw):
+    for s in seeds:
+        for nm,drop in LINEAR.items():
+            run('linear', nm, partial(linear_layers, **drop), 60, s, n_train=2000, bs=64, n_valid=2000, max_lr=2e-3, wd=0., **kw)
+
 DROPS = {'no dropout': {}, 'Dropout': dict(p=0.2), 'Dropout2d': dict(p2d=0.1), 'both': dict(p=0.2, p2d=0.1)}
 def challenge5(seeds=(42, 43, 44), **kw):
     for s in seeds:
@@ -171,10 +183,10 @@ def ship(smoke=False):
     path = save(model, WEIGHTS/'fashion_classifier2', dtype=torch.float16, **card, **{k: rec[k] for k in ('epochs', 'seed', 'n_train', 'n_test', 'cpu_seconds', 'device', 'versions', 'time', 'command')})
     print(f'{path.name}: {path.stat().st_size/1e6:.1f} MB, {card["accuracy"]:.4f}, by {what}, {name}, seed {rec["seed"]}')
 
-ALL = dict(depth=depth, few=few, challenge5=challenge5, challenge20=challenge20, challenge50=challenge50, reference=reference, ship=ship)
+ALL = dict(depth=depth, few=few, linear=linear, challenge5=challenge5, challenge20=challenge20, challenge50=challenge50, reference=reference, ship=ship)
 
 def in_order_of_worth(**kw):
-    depth(seeds=(0,), **kw); few(seeds=(42,), **kw); challenge5(seeds=(42,), **kw); challenge20(seeds=(42,), n=1, **kw); ship(**kw)
+    depth(seeds=(0,), **kw); few(seeds=(42,), **kw); linear(**kw); challenge5(seeds=(42,), **kw); challenge20(seeds=(42,), n=1, **kw); ship(**kw)
     depth(**kw); few(seeds=(42, 43), **kw); challenge5(**kw); few(**kw); challenge20(**kw); ship(**kw); challenge50(**kw); ship(**kw)
 
 def main():

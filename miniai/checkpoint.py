@@ -293,6 +293,7 @@ def after_batch(self:CheckpointCB, learn):
         if self.heard or self.every and n % self.every == 0: self._save(learn, (learn.epoch, n))
     self._stop()
 
+# %% ../nbs/09b_checkpoint.ipynb #9b00004f
 @patch
 def after_epoch(self:CheckpointCB, learn):
     "The end of the training batches is a position too: a kill while validating loses nothing"

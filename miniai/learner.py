@@ -45,10 +45,16 @@ def run_cbs(
 # %% ../nbs/09_learner.ipynb #09a00002
 class CancelFitException(Exception):
     "Raise it in a callback to end the fit; `cleanup_fit` still runs"
+
+# %% ../nbs/09_learner.ipynb #09a0f000
 class CancelEpochException(Exception):
     "Raise it to end this pass over the batches; `cleanup_epoch` still runs"
+
+# %% ../nbs/09_learner.ipynb #09a0f001
 class CancelBatchException(Exception):
     "Raise it to go on to the next batch; `cleanup_batch` still runs"
+
+# %% ../nbs/09_learner.ipynb #09a0f002
 class CancelStepException(Exception):
     "Raise it in `after_backward` to leave out the step; the gradients stay, and add up"
 
@@ -191,8 +197,7 @@ def _provider(learn, verb):
     who += [cb for cb in learn.cbs if hasattr(cb, verb)]
     if len(who) == 1: return who[0]
     if not who:
-        raise ValueError(f'nobody provides `{verb}`: use TrainLearner, or add TrainCB() to the '
-                         'callbacks')
+        raise ValueError(f'nobody provides `{verb}`: use TrainLearner, or add the callback TrainCB()')
     raise ValueError(f'{" and ".join(type(o).__name__ for o in who)} both provide `{verb}`; '
                      'exactly one may: remove the other, or make one of them inherit from the '
                      'other')
@@ -386,8 +391,24 @@ def _set_sums(m, state):
     mods = m.modules() if hasattr(m, 'modules') else ()
     for o in mods: o._update_count = 1               # torchmetrics: it has seen something
 
+# %% ../nbs/09_learner.ipynb #09a5u351
+class _Kept(Callback):
+    "The part of `MetricsCB` that finds the metrics' device, and keeps them in a checkpoint"
+    def before_fit(self, learn):
+        learn.metrics = self
+        device = next(iter(learn.model.parameters()), torch.empty(0)).device
+        for k,m in self.metrics.items():
+            if hasattr(m, 'to'): self.metrics[k] = self.all_metrics[k] = m.to(device)
+    def settings(self): return {'metrics': list(self.all_metrics)}
+    def state_dict(self):
+        sums = {k: _sums(m) for k,m in self.all_metrics.items()}
+        return dict(history=list(self.history), sums=sums)
+    def load_state_dict(self, state):
+        self.history = state['history']
+        for k,s in state['sums'].items(): _set_sums(self.all_metrics[k], s)
+
 # %% ../nbs/09_learner.ipynb #398278d9
-class MetricsCB(Callback):
+class MetricsCB(_Kept):
     "Averages the loss and any metrics over each epoch; keeps them in `history`, and shows them"
     def __init__(self,
         *ms,        # metrics with `update(preds, targets)`, `compute()`, `reset()`
@@ -397,11 +418,6 @@ class MetricsCB(Callback):
         self.loss = Mean()
         self.all_metrics = self.metrics | {'loss': self.loss}
         self.history, self.show = [], print
-    def before_fit(self, learn):
-        learn.metrics = self
-        device = next(iter(learn.model.parameters()), torch.empty(0)).device
-        for k,m in self.metrics.items():
-            if hasattr(m, 'to'): self.metrics[k] = self.all_metrics[k] = m.to(device)
     def before_epoch(self, learn):
         for o in self.all_metrics.values(): o.reset()
     def after_batch(self, learn):
@@ -416,13 +432,6 @@ class MetricsCB(Callback):
     def _log(self, d):
         "What is done with an epoch's numbers: shown. Override it to send them elsewhere too"
         self.show({k: f'{v:.4g}' if isinstance(v, float) else v for k,v in d.items()})
-    def settings(self): return {'metrics': list(self.all_metrics)}
-    def state_dict(self):
-        sums = {k: _sums(m) for k,m in self.all_metrics.items()}
-        return dict(history=list(self.history), sums=sums)
-    def load_state_dict(self, state):
-        self.history = state['history']
-        for k,s in state['sums'].items(): _set_sums(self.all_metrics[k], s)
 
 # %% ../nbs/09_learner.ipynb #3a5aea19
 def _bars():
@@ -456,6 +465,10 @@ class ProgressCB(Callback):
         if not self.mbar: return
         total = None if hasattr(learn.dl, '__len__') else 'noinfer'
         learn.dl = self.bar = self.bars[1](learn.dl, total=total, leave=False, parent=self.mbar)
+    def after_epoch(self, learn):
+        if learn.training or not hasattr(learn, 'metrics'): return
+        self.val_losses.append((self.n_seen, learn.metrics.loss.compute()))
+        self._graph(now=True)
 
 # %% ../nbs/09_learner.ipynb #09a0000b
 @patch
@@ -469,13 +482,6 @@ def after_batch(self:ProgressCB, learn):
     if learn.training: self.losses.append((self.n_seen, loss))
     if learn.training: self._graph()
     self.look_at = time.perf_counter() + self.every
-
-@patch
-def after_epoch(self:ProgressCB, learn):
-    "A point of the validation's curve"
-    if learn.training or not hasattr(learn, 'metrics'): return
-    self.val_losses.append((self.n_seen, learn.metrics.loss.compute()))
-    self._graph(now=True)
 
 @patch
 def cleanup_fit(self:ProgressCB, learn):
@@ -520,16 +526,19 @@ class LRFinderCB(Callback):
         self.lrs.append(learn.opt.param_groups[0]['lr'])
         self.losses.append(loss)
     def after_step(self, learn): self.sched.step()
-    def cleanup_fit(self, learn):
-        if not hasattr(self, 'weights'): return
-        learn.model.load_state_dict(self.weights)
-        learn.opt.zero_grad()
-        if self.fresh: vars(learn).pop('epoch', None)      # as if it had never been trained
-        if self.plot: self._draw()
-    def _draw(self):
-        _,ax = plt.subplots(figsize=(5,3))
-        ax.plot(self.lrs, self.losses)
-        ax.set(title='Learning rate finder', xlabel='learning rate', ylabel='loss', xscale='log')
+
+# %% ../nbs/09_learner.ipynb #09a5u352
+@patch
+def cleanup_fit(self:LRFinderCB, learn):
+    "Give the weights back, and draw"
+    if not hasattr(self, 'weights'): return
+    learn.model.load_state_dict(self.weights)
+    learn.opt.zero_grad()
+    if self.fresh: vars(learn).pop('epoch', None)      # as if it had never been trained
+    if not self.plot: return
+    _,ax = plt.subplots(figsize=(5,3))
+    ax.plot(self.lrs, self.losses)
+    ax.set(title='Learning rate finder', xlabel='learning rate', ylabel='loss', xscale='log')
 
 # %% ../nbs/09_learner.ipynb #09a0000c
 def lr_find(
