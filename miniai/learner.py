@@ -526,11 +526,11 @@ class LRFinderCB(Callback):
         self.lrs.append(learn.opt.param_groups[0]['lr'])
         self.losses.append(loss)
     def after_step(self, learn): self.sched.step()
+    def cleanup_fit(self, learn): self._give_back(learn)
 
 # %% ../nbs/09_learner.ipynb #09a5u352
 @patch
-def cleanup_fit(self:LRFinderCB, learn):
-    "Give the weights back, and draw"
+def _give_back(self:LRFinderCB, learn):
     if not hasattr(self, 'weights'): return
     learn.model.load_state_dict(self.weights)
     learn.opt.zero_grad()

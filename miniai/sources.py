@@ -54,6 +54,7 @@ SPLITS = dict(train='train', training='train',
               val='validation', valid='validation', validation='validation',
               dev='validation', test='test', testing='test')
 
+# %% ../nbs/05d_sources.ipynb #b48aef52
 def _ordered(splits, where, say):
     "`{split: places}` for `{split: number of images}`: mixed, and a lone split cut in two"
     if len(splits) > 1:
