@@ -74,6 +74,7 @@ def _mixed(parts, where, say):
     take = lambda a, i: None if a is None else a[i]
     return {k: tuple(take(a, i) for a in parts[src]) for k,(src,i) in ordered.items()}
 
+# %% ../nbs/05d_sources.ipynb #37843464
 def _finish(parts, name, classes, where, opts):
     "`ImageData`, with its images brought to the size and channels that were asked for"
     nm = as_text(where)
