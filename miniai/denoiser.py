@@ -28,7 +28,7 @@ def unmix(
 ) -> tuple:
     "`(x0, ε)`: two equations, two unknowns"
     Δ = alpha*b - sigma*a
-    if not torch.all(torch.as_tensor(Δ).abs() > 1e-12):
+    if not (torch.compiler.is_compiling() or torch.all(torch.as_tensor(Δ).abs() > 1e-12)):
         raise ValueError(f'at α={alpha:.3g}, σ={sigma:.3g} this prediction is the input: start '
                          "a little lower (t=0.995, say), or predict v, flow or EDM's target")
     return (b*x - sigma*F)/Δ, (alpha*F - a*x)/Δ

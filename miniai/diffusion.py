@@ -116,7 +116,7 @@ class ddpm(Form):
         "The index in the table, fractional between its levels (even in log-SNR)"
         r = _double(self.log_ratio.to(sigma.device))
         q = (sigma/alpha).to(r.dtype).log().clamp(max=r[-1]).contiguous()
-        i = torch.searchsorted(r, q).clamp(1, len(r)-1)
+        i = (q[...,None] > r).sum(-1).clamp(1, len(r)-1)
         return (i-1 + (q-r[i-1])/(r[i]-r[i-1])).clamp(0, len(r)-1)
     def draw(self, n, generator=None, device=None):
         return torch.randint(0, self.n_steps, (n,), device=device, generator=generator)

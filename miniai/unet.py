@@ -104,7 +104,7 @@ def _check_labels(y, n, n_classes):
     if not n_classes:
         raise ValueError('labels were given to a U-Net that was built without them: '
                          'make one with `n_classes=…`, or leave `y` out')
-    if y.ndim != 1 or len(y) != n or y.is_floating_point():
+    if y.ndim != 1 or y.shape[0] != n or y.is_floating_point():
         raise ValueError(f'labels must be one whole number for each of the {n} images, '
                          f'got {y.dtype} of shape {tuple(y.shape)}')
     if torch.compiler.is_compiling() or y.numel() == 0: return     # a graph cannot look at numbers

@@ -43,10 +43,11 @@ TABLE = {
     '28b_neighbours': ('neighbours', 'fid stats'),
     '29_scale': ('dist', 'core learner accel fid'),
     '30a_recipes': ('recipes', 'any'),
-    '30_cli': ('cli', 'any')}
+    '30_cli': ('cli', 'any'),
+    '30b_export': ('export', 'any')}
 MAY = {mod: may.split() for mod,may in TABLE.values()}
 NO_MODULE = {'index', '14b_classifier', '19_DDPM_v3', '22_noise-pred'}
-HEAVY = {'datasets', 'diffusers', 'wandb', 'trackio', 'torcheval', 'torchmetrics', 'accelerate', 'scipy', 'tensorboard', 'apprise'}   # imported where they are used
+HEAVY = {'datasets', 'diffusers', 'wandb', 'trackio', 'torcheval', 'torchmetrics', 'accelerate', 'scipy', 'tensorboard', 'apprise', 'onnx', 'onnxscript', 'onnxruntime'}   # imported where they are used
 LINES = {'core': 300, 'checkpoint': 300, 'learner': 400}   # modules, in lines of code, where not 250
 
 ids = lambda p: p.stem
