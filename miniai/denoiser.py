@@ -86,6 +86,7 @@ def for_images(
     "The denoiser for these images: what it holds for each of them (masks, measurements) is cut"
     return den.for_images(images) if hasattr(den, 'for_images') else den
 
+# %% ../nbs/15b_denoiser.ipynb #605e61ab
 class WrappedDenoiser:
     "A denoiser round a denoiser: override `__call__`; `size`, `form`, `card` are the inner one's"
     def __init__(self,

@@ -112,6 +112,7 @@ def log_snr(
 # %% ../nbs/22_cosine.ipynb #7034ffd8
 T_MAX = 0.995    # where sampling starts: an error in ε̂ is 127 times as large in x̂0
 
+# %% ../nbs/22_cosine.ipynb #3b7867f2
 def uniform_grid(
     n,            # times, ≥ 1
     t_max=T_MAX,  # the first, in (0,1]

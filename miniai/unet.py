@@ -194,6 +194,7 @@ def embedding(self:UNet,
         emb = emb + self.labels(y.clamp(min=0)) * (y >= 0)[:,None]     # -1: no label
     return F.silu(emb)
 
+# %% ../nbs/25_unet.ipynb #109f4d06
 @patch
 def forward(self:UNet,
     x,       # images N×C×H×W
@@ -217,6 +218,7 @@ def forward(self:UNet,
 # %% ../nbs/25_unet.ipynb #25c00061
 WEIGHTS = Path(__file__).parent/'weights' if '__file__' in globals() else Path('../miniai/weights')
 
+# %% ../nbs/25_unet.ipynb #13880887
 def weights_names() -> list[str]:
     "The names of the U-Nets that come with the package, sorted"
     return sorted(p.stem for p in WEIGHTS.glob('*.json')
