@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from fastcore.script import call_parse
 from torch import optim
 
+from miniai import phema
 from miniai.accel import MixedPrecision
 from miniai.core import half_dtype, load, log_record, read_records, results_path, save, set_seed
 from miniai.datasets import fashion_dls
@@ -36,34 +37,10 @@ RECIPES = dict(
 SHARED = dict(bs=128, lr=2e-3, muon=0.01, flat=2500, warmup=200, seed=42, emas=[0.05, 0.1])
 CLASSES = 'T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankle boot'.split(' ')
 
-def gamma(
-    width,  # standard deviation of the average's profile, as a share of the training so far
-):
-    "The exponent of a power-function average of that width (Karras et al. 2024, eq. 124: σ² = (γ+1)/((γ+2)²(γ+3)))"
-    lo,hi = 0., 1e4
-    for _ in range(100):
-        g = (lo+hi)/2
-        lo,hi = (g,hi) if ((g+1)/((g+2)**2*(g+3)))**0.5 > width else (lo,g)
-    return g
-
-class PowerEMACB(Callback):
-    "Averages of the weights over a fixed share of the training so far (Karras et al. 2024, eq. 123), and snapshots of them"
-    order = 60
+class PowerEMACB(phema.PowerEMACB):
+    "Its snapshots say what `load_unet` needs, and what they cost"
     def __init__(self, out, widths, every):
-        self.out,self.widths,self.every,self.n,self.avgs = Path(out), widths, every, 0, None
-        self.gammas = [gamma(w) for w in widths]
-    def before_fit(self, learn):
-        if self.avgs is None: self.avgs = [{k: v.detach().clone() for k,v in learn.model.state_dict().items()} for _ in self.widths]
-    @torch.no_grad()
-    def after_step(self, learn):
-        self.n += 1; now = learn.model.state_dict()
-        for g,avg in zip(self.gammas, self.avgs): torch._foreach_lerp_(list(avg.values()), list(now.values()), 1-(1-1/self.n)**(g+1))
-        if self.n % self.every == 0: self._write(learn)
-    def _write(self, learn):
-        for w,avg in zip(self.widths, self.avgs):
-            save(avg, self.out/f'ema{w:g}-{self.n}', dtype=torch.float16, step=self.n, ema=w, cpu_seconds=learn.clock.total, config=learn.model.config)
-    def state_dict(self): return dict(n=self.n, avgs=self.avgs)
-    def load_state_dict(self, state): self.n,self.avgs = state['n'], state['avgs']
+        super().__init__(out, widths, every, lambda learn: dict(cpu_seconds=learn.clock.total, config=learn.model.config))
 
 class ClockCB(Callback):
     "CPU seconds of the training, those before a kill included (up to the checkpoint)"

@@ -20,6 +20,7 @@ from .datasets import (DataLoaders, TensorLoader, check_out, fashion_dls, image_
                              read_images, show_images, subplots, to_uint8, to_unit, write_images)
 from .denoiser import Denoiser
 from .diffusion import FORMS
+from .guidance import guided
 from .karras import edm
 from .learner import ProgressCB
 from .recipes import Card, diffusion_learner, load_denoiser, reference_eval, save_denoiser, score
@@ -158,6 +159,14 @@ def train(
     check.remove()
     return path
 
+# %% ../nbs/30_cli.ipynb #26a0c003
+def _guided(den, label, guidance):
+    "The denoiser, guided towards the label if a scale is given"
+    if guidance is None: return den
+    if label is None:
+        raise ValueError('guidance leads towards a class: say which with --label')
+    return guided(den, guidance)
+
 # %% ../nbs/30_cli.ipynb #f30513d6
 @command
 def sample_images(
@@ -168,6 +177,7 @@ def sample_images(
     steps:int=20,           # noise levels; the network is called once at each (heun, churn: twice)
     seed:int=0,             # of the noise: the same seed gives the same images, whatever the batch size
     label:int=None,         # draw this class only; for networks trained with labels
+    guidance:float=None,    # towards the label: 1 is no guidance, 2 goes twice the way
     sigma_max:float=80.,    # the first noise level, as σ/α
     sigma_min:float=0.01,   # the last
     bs:int=128,             # images at a time
@@ -177,13 +187,14 @@ def sample_images(
     "Sample images from a trained network, and write them"
     check_out(out, force)
     get_solver(solver)
-    den,start,calls = load_denoiser(weights), time.time(), []
+    den,start,calls = _guided(load_denoiser(weights), label, guidance), time.time(), []
     x = sample(den, n, solver, steps, label, seed, sigma_min=sigma_min, sigma_max=sigma_max, bs=bs,
                progress=True, on_step=lambda i, now: calls.append(now.nfe))
     path,secs,nfe = write_images(to_uint8(x), out, force), time.time()-start, calls[-1]
     print(f'{n} images, {nfe} calls of the network for each, {secs:.1f} s: {path}')
     log_record(record, what='samples', weights=str(weights), solver=solver, steps=steps, nfe=nfe, n=n, seed=seed,
-               label=label, sigmas=[sigma_max, sigma_min], size=list(x.shape[1:]), out=str(out), seconds=round(secs, 1))
+               label=label, guidance=guidance, sigmas=[sigma_max, sigma_min],
+               size=list(x.shape[1:]), out=str(out), seconds=round(secs, 1))
     return path
 
 # %% ../nbs/30_cli.ipynb #7b6db9cf

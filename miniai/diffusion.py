@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PREDICTIONS', 'FORMS', 'Level', 'Eval', 'Now', 'prediction', 'eps_pred', 'Form', 'as_form', 'ddpm', 'beside',
-           'noisify', 'check_images', 'NoiseCB', 'DDPMCB', 'levels', 'ratio', 'Run', 'sample_loop', 'step_ddpm']
+           'noisify', 'check_images', 'NoiseCB', 'DDPMCB', 'levels', 'ratio', 'n_calls', 'Run', 'sample_loop',
+           'step_ddpm']
 
 # %% ../nbs/15_DDPM.ipynb #9ce23baf
 import math
@@ -237,6 +238,14 @@ def ratio(level) -> float:  # a `Level`
     "σ/α; ∞ where nothing is left of the image"
     return level.sigma/level.alpha if level.alpha else math.inf
 
+# %% ../nbs/15_DDPM.ipynb #26a0c001
+def n_calls(
+    den,    # a denoiser
+    level,  # a `Level`
+) -> int:
+    "How many calls of a network this denoiser makes there: what its own `n_calls` says, or one"
+    return den.n_calls(level) if hasattr(den, 'n_calls') else 1
+
 # %% ../nbs/15_DDPM.ipynb #3f94980e
 Eval = namedtuple('Eval', 'level x x0 eps')              # one call of the denoiser
 Now = namedtuple('Now', 'level x x0_hat nfe')            # after a step: where we are, x̂0, calls so far
@@ -254,7 +263,7 @@ class Run:
         self.left = self.n if levels[-1].sigma == 0 else math.inf           # steps to go to the image
     def __call__(self, x, level):
         x0,ε = self.den(x, level) if self.y is None else self.den(x, level, self.y)
-        self.nfe += 1
+        self.nfe += n_calls(self.den, level)
         if x0.shape != x.shape:
             raise ValueError('the denoiser must return the shape it was given: '
                              f'{tuple(x.shape)}, not {tuple(x0.shape)}')

@@ -5,7 +5,7 @@ import torch
 from fastcore.script import anno_parser
 from miniai import cli, recipes
 from miniai.cli import draw_strip, image_dls as data_dls, evaluate, quickstart, read_images, sample_images, train, write_images
-from miniai.core import load, read_records
+from miniai.core import load, read_records, save
 from miniai.datasets import fashion_dls, to_unit
 from miniai.diffusion import as_form
 from miniai.recipes import ddpm_levels, load_denoiser, score, suggest_sigmas
@@ -167,3 +167,16 @@ def test_a_label_and_other_levels(folder):
     w = train(folder, out='lv', epochs=1, bs=27)
     a,b = (read_images(sample_images(str(w), n=2, steps=2, sigma_max=s, out=f's{s:g}.npz', record='l.jsonl')) for s in (80., 5.))
     assert not a.equal(b) and [r['sigmas'] for r in read_records('l.jsonl')] == [[80., .01], [5., .01]]
+
+def test_guidance_needs_a_label_and_a_network_that_knows_them():
+    says('guidance leads towards a class: say which with --label', sample_images, n=2, steps=1, guidance=2., out='g.npz', record='l.jsonl')
+    says('this network knows no labels', sample_images, n=2, steps=1, guidance=2., label=3, out='g.npz', record='l.jsonl')
+
+def test_guidance_goes_to_the_record_and_into_the_images(tmp_path):
+    torch.manual_seed(0)
+    net,form = UNet(1, widths=(16,32), n_blocks=1, attn=0, patch=2, n_classes=3), as_form('edm')
+    for p in net.parameters(): torch.nn.init.normal_(p, std=0.1)
+    w = save(net, tmp_path/'lab', config=net.config, form=form.card(), size=(1,8,8), drop=0.1)
+    xs = [read_images(sample_images(str(w), n=2, steps=2, label=1, guidance=g, out=f'g{g}.npz', record='l.jsonl')) for g in (None, 1., 3.)]
+    assert xs[0].equal(xs[1]) and not xs[0].equal(xs[2])
+    assert [(r['guidance'], r['nfe']) for r in read_records('l.jsonl')] == [(None, 2), (1., 2), (3., 4)]

@@ -38,6 +38,7 @@ TABLE = {
     '24b_diffusers': ('bridge', 'denoiser diffusion karras solvers'),
     '25_unet': ('unet', 'core conv'),
     '26_guidance': ('guidance', 'denoiser diffusion'),
+    '26a_phema': ('phema', 'core learner'),
     '27_flow': ('flow', 'diffusion karras'),
     '28_breaking_metrics': ('audit', 'fid neighbours stats'),
     '28b_neighbours': ('neighbours', 'fid stats'),
