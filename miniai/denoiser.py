@@ -29,8 +29,8 @@ def unmix(
     "`(x0, ε)`: two equations, two unknowns"
     Δ = alpha*b - sigma*a
     if not (torch.compiler.is_compiling() or torch.all(torch.as_tensor(Δ).abs() > 1e-12)):
-        raise ValueError(f'at α={alpha:.3g}, σ={sigma:.3g} this prediction is the input: start '
-                         "a little lower (t=0.995, say), or predict v, flow or EDM's target")
+        raise ValueError(f'at α={alpha:.3g}, σ={sigma:.3g} this prediction is the input itself: '
+                         "start a little lower (t=0.995, say), or predict v, flow or EDM's target")
     return (b*x - sigma*F)/Δ, (alpha*F - a*x)/Δ
 
 # %% ../nbs/15b_denoiser.ipynb #c5327471
