@@ -29,7 +29,7 @@ smoke: sync $(VENV)/.data               ## every notebook, top to bottom, in sec
 	@printf '%s\n' $(NB) | MINIAI_SCALE=smoke OMP_NUM_THREADS=1 xargs -P 2 -I '{}' sh -c '\
 	out=$$($(BIN)/jupyter execute --timeout=600 "nbs/{}.ipynb" 2>&1) && echo "{} ran" || { echo "$$out"; echo "{} FAILED"; exit 1; }'
 
-pytest: smoke
+pytest: smoke $(VENV)/.site $(VENV)/.browser
 	$(BIN)/pytest -q tests
 
 nbs: $(VENV)/.dev $(VENV)/.data         ## run notebooks at MINIAI_SCALE and keep their outputs: make nbs NB="15_DDPM 18_fid"
@@ -46,7 +46,8 @@ equations: $(VENV)/.dev                 ## typeset nbs/equations.yml to nbs/imag
 bench: $(VENV)/.dev $(VENV)/.data       ## what learner, loader, trackers, FID, sampling loop and U-Net cost; appends to results/bench.jsonl
 	for b in learner tracking fid sampling unet; do $(BIN)/python bench/$$b.py || exit 1; done
 
-site: $(VENV)/.site                     ## the notebooks, as they are committed, as pages in _site/: open _site/index.html, or publish the folder
+# the page that draws (site/draw) needs torch, the others do not
+site: $(VENV)/.site $(if $(wildcard site/draw/build.py),$(VENV)/.run)  ## the notebooks, as they are committed, as pages in _site/: open _site/index.html, or publish the folder
 	$(BIN)/python site/build.py
 
 lab: $(VENV)/.lab $(VENV)/.data         ## the notebooks, in JupyterLab

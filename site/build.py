@@ -1,5 +1,5 @@
 "The site, from the notebooks as they are committed: `python site/build.py`, or `make site`. Nothing is run, nothing is fetched."
-import argparse, html, json, re, shutil, sys
+import argparse, html, json, re, shutil, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -62,7 +62,7 @@ class Site:
         self.lessons = [p for p in pages if p.stem != 'index']
         self.extra = [Markdown(p, self) for p in sorted((ROOT/'nbs').glob('*.md'))]
         self.template = (HERE/'page.html').read_text(encoding='utf-8')
-        self.draw = (HERE/'draw'/'draw.html').exists()
+        self.draw = False
         self.records,self.rendered = [], {}
 
     def warn(self, text): self.warnings.append(text)
@@ -89,7 +89,7 @@ class Site:
         for p in self.lessons: groups.setdefault(part(p.stem), []).append(item(p.url, p.title, number(p.stem)))
         more = [item('index.html', 'Front page')] + ([item('draw.html', 'Draw in your browser')] if self.draw else [])
         more += [item(p.url, p.title) for p in self.extra] + [item('papers.html', 'Papers'), item('reference.html', 'Reference: all modules')]
-        groups['And'] = more
+        groups['Also'] = more
         return ''.join(f'<div><h2>{k}</h2><ul>{"".join(v)}</ul></div>' for k,v in groups.items())
 
     def save(self, page, body, before=None, after=None, where='', head=True):
@@ -118,14 +118,14 @@ class Site:
         p = self.index
         groups = {}
         for l in self.lessons: groups.setdefault(part(l.stem), []).append(l)
-        def card(l):
-            thumb = self.thumbs.get(l.stem)
-            img = f'<img class="thumb" src="{thumb}" alt="" loading="lazy" decoding="async">' if thumb and not is_ref(l) else ''
+        def card(l, short):
+            img = '' if short else f'<img class="thumb" src="{self.thumbs[l.stem]}" alt="" loading="lazy" decoding="async">'
             return f'<li><a href="{l.url}">{img}<b><span class="no">{number(l.stem)}</span>{html.escape(l.title)}</b><p>{re.sub("</?a[^>]*>", "", self.prose.inline(l.claim, p))}</p></a></li>'
-        is_ref = lambda l: 'eference' in l.claim[:9] or l.claim.rstrip('.').endswith('A reference page')
+        is_ref = lambda l: l.claim.startswith('Reference') or l.claim.endswith('A reference page.') or l.stem not in self.thumbs    # in the short list
         def cards_of(ls):
-            some = [[l for l in ls if is_ref(l) == ref] for ref in (False, True)]
-            return ''.join(f'<ul class="cards{" ref" if ref else ""}">{"".join(map(card, v))}</ul>' for ref,v in enumerate(some) if v)
+            big = sum(not is_ref(l) for l in ls) > 1
+            some = [[l for l in ls if (not big or is_ref(l)) == ref] for ref in (False, True)]
+            return ''.join(f'<ul class="cards{" ref" if ref else ""}">{"".join(card(l, ref) for l in v)}</ul>' for ref,v in enumerate(some) if v)
         cards = ''.join(f'<h3 id="{slug(k)}">{k}</h3>{cards_of(v)}' for k,v in groups.items())
         draw = '<a href="draw.html">Draw clothes in your browser</a>' if self.draw else ''
         pic = ROOT/'nbs'/'images'/'samples.png'
@@ -140,7 +140,7 @@ class Site:
 
     def reference(self):
         top = Plain('reference.html', 'Reference', 'Every public name: its arguments, each with its comment, and the notebook cell that it comes from.')
-        mods = [m for m in self.api.modules.values() if m.items]
+        mods = [m for m in self.api.modules.values() if m.items or m.alias]
         order = {p.module: i for i,p in enumerate(self.lessons) if p.module}
         mods.sort(key=lambda m: order.get(m.name, 99))
         pages = [Plain(f'api_{m.name}.html', f'miniai.{m.name}', m.doc) for m in mods]
@@ -149,8 +149,13 @@ class Site:
         self.save(top, listing, None, pages[0], where='Reference')
         for i,(m,p) in enumerate(zip(mods, pages)):
             p.prefer = [m.name]
-            body = ''.join(self.entry(o, m, p) for o in m.items)
+            body = ''.join(self.entry(o, m, p) for o in m.items) + self.others(m, p)
             self.save(p, f'<p class="note">Made in <a href="{m.notebook}.html">{m.notebook}</a>.</p>' + body, pages[i-1] if i else top, pages[i+1] if i+1 < len(pages) else None, where='Reference')
+
+    def others(self, m, page):
+        "Names that a module hands on, with the module that makes each"
+        links = [f'<a href="{url}"><code>{n}</code></a>' for n,made in m.alias.items() if (url := self.api.url(n, [made]))]
+        return f'<section class="api"><h2>From other modules</h2><p>{", ".join(links)}</p></section>' if links else ''
 
     def entry(self, o, m, page, level=2):
         short = o.name.split('.')[-1] if level == 3 else o.name
@@ -204,8 +209,17 @@ class Site:
                     faces.append(face.replace('./files/', './'))
         (self.out/'fonts'/'fonts.css').write_text('\n'.join(faces), encoding='utf-8')
 
-    def build(self):
+    def drawing(self):
+        "The page on which the shipped network draws; it needs torch and onnx, and without them there is a site all the same"
+        script = HERE/'draw'/'build.py'
+        if not script.exists(): return
+        run = subprocess.run([sys.executable, script, self.out], capture_output=True, text=True, cwd=ROOT)
+        self.draw = run.returncode == 0 and (self.out/'draw.html').exists()
+        if not self.draw: self.warn('no page to draw on: ' + ((run.stderr or run.stdout).strip().splitlines() or ['nothing was made'])[-1])
+
+    def build(self, pages_only=False):
         self.out.mkdir(parents=True, exist_ok=True)
+        if not pages_only: self.drawing()
         self.notebooks()
         self.thumbs = self.thumbnails()
         if self.index: self.front()
@@ -231,10 +245,12 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument('--out', default=ROOT/'_site', help='the folder to build, emptied first')
     ap.add_argument('--pages-only', action='store_true', help='leave out what draw/build.py makes')
-    out = Path(ap.parse_args().out)
-    if out.exists(): shutil.rmtree(out)
-    site = Site(out); site.build()
+    args = ap.parse_args(); out = Path(args.out).resolve()
+    if (out/'style.css').exists(): shutil.rmtree(out)                             # an earlier site, and nothing else
+    if out.exists() and any(out.iterdir()): raise SystemExit(f'{out} holds something that is no site: give an empty or new folder')
+    site = Site(out); site.build(args.pages_only)
     for w in dict.fromkeys(site.warnings): print('note:', w)
-    print(f'{len(site.rendered)} pages, {sum(p.stat().st_size for p in out.rglob("*") if p.is_file())/1e6:.1f} MB: open {out/"index.html"}')
+    mb = sum(p.stat().st_size for p in out.rglob('*') if p.is_file())/1e6
+    print(f'{len(site.rendered)} pages, {mb:.1f} MB: open {out/"index.html"}')
 
 if __name__ == '__main__': main()

@@ -12,6 +12,13 @@ def slug(text): return re.sub(r'[^\w]+', '-', text.lower()).strip('-') or 'secti
 
 def strip(markup): return html.unescape(re.sub(r'\s+', ' ', re.sub(r'<[^>]+>', ' ', markup))).strip()
 
+FOLDED = dict(imports='Imports', checks='A check', hidden='Also in the module')
+
+def shown(c):
+    "A code cell is on the page unless it is empty or hidden; what is hidden and exported is folded away"
+    do = directives(c['source'])
+    return bool(clean(c['source'])) and ('hide' not in do or 'export' in do)
+
 def size(data):
     "Width and height of a PNG, a GIF or a JPEG"
     if data[:4] == b'\x89PNG': return struct.unpack('>II', data[16:24])
@@ -122,16 +129,16 @@ class Page:
 
     def code_cell(self, c, before, eqs, lit):
         do,src = directives(c['source']), clean(c['source'])
-        if 'hide' in do or 'default_exp' in do and not src: return ''
+        if not shown(c): return ''
         outs = self.outputs(c, before)
         if 'echo: false' in do or not src: return f'<div class="cell">{outs}</div>' if outs else ''
         if src.strip() == 'how_run()': return f'<div class="cell note">How this page was run: {strip(outs)}</div>' if outs else ''
-        what = kind(src); ours = 'export' in do
+        what = kind(src) or ('hidden' if 'hide' in do else ''); ours = 'export' in do
         body = highlight(src, self.name_link(local_names(src)), lit)
-        tag = f'<a class="tag" href="api_{self.module}.html">miniai.{self.module}</a>' if ours and what != 'imports' else ''
+        tag = f'<a class="tag" href="api_{self.module}.html">miniai.{self.module}</a>' if ours and what in ('', 'hidden') else ''
         near = f' data-eq="{" ".join(eqs)}"' if eqs else ''
         box = f'<div class="src{" ours" if tag else ""}"{near}><pre tabindex="0"><code>{body}</code></pre><button type="button" class="copy">Copy</button>{tag}</div>'
-        if what: box = f'<details class="fold"><summary>{dict(imports="Imports", checks="A check")[what]}</summary>{box}</details>'
+        if what: box = f'<details class="fold"><summary>{FOLDED[what]}</summary>{box}</details>'
         return f'<div class="cell" id="{c["id"]}">{box}{outs}</div>'
 
     def rows(self):
@@ -139,7 +146,7 @@ class Page:
         rows = []
         for i,c in enumerate(self.cells):
             if c['cell_type'] == 'code':
-                if not directives(c['source']) & {'hide', 'default_exp'} or (clean(c['source']) and not 'hide' in directives(c['source'])):
+                if shown(c):
                     if not rows or rows[-1]['head']: rows.append(dict(head='', prose=[], code=[]))
                     rows[-1]['code'].append(c)
                 continue
@@ -155,15 +162,15 @@ class Page:
         rows,out,used = [r for r in self.rows() if keep(r)], [], set()
         sources = [identifiers('\n'.join(clean(c['source']) for c in r['code'])) if r['code'] else set() for r in rows]
         is_eq = [any('.svg)' in t for _,t in r['prose']) for r in rows]
-        h,level_url,carry,text = self.title, self.url, ([], set()), []
+        h,level_url,carry,text,deep = self.title, self.url, ([], set()), [], 1
         def flush():
             if text: self.records.append((level_url, h, self.title if h != self.title else '', ' '.join(text))); text.clear()
         for i,r in enumerate(rows):
             if r['head']:
-                flush(); n = len(re.match('#+', r['head'])[0]); h = strip(self.site.prose.inline(r['head'].lstrip('# '), self))
+                flush(); n = deep = min(len(re.match('#+', r['head'])[0]), 3, deep+1); h = strip(self.site.prose.inline(r['head'].lstrip('# '), self))
                 anchor = slug(self.site.prose.math.plain(h)); level_url = f'{self.url}#{anchor}'; carry = ([], set())
                 label = self.site.prose.inline(r['head'].lstrip('# '), self)
-                out.append(f'<div class="row head"><h{min(n,3)} id="{anchor}"><a href="#{anchor}">{re.sub("</?a[^>]*>", "", label)}</a></h{min(n,3)}></div>'); continue
+                out.append(f'<div class="row head"><h{n} id="{anchor}"><a href="#{anchor}">{re.sub("</?a[^>]*>", "", label)}</a></h{n}></div>'); continue
             follows = i+1 < len(rows) and not rows[i+1]['head'] and not is_eq[i+1]
             self.near = sources[i] | (sources[i+1] if follows else set()); self.lit,self.eqs = set(), []
             before = ''.join(self.site.prose.render(t, self, k) for k,t in r['prose'])

@@ -114,7 +114,9 @@ class Prose:
 
     def link(self, ts, i, *a):
         href = ts[i].attrGet('href') or ''
-        if m := re.fullmatch(r'(?:nbs/)?([\w-]+)\.ipynb(#.*)?', href): href = f'{m[1]}.html{m[2] or ""}'.replace('index.html', 'index.html')
+        if m := re.fullmatch(r'(?:nbs/)?([\w-]+)\.ipynb(#.*)?', href):
+            if m[1] not in self.stems: self.wrong.append(f'{self.page.source}, cell {self.cell}: there is no notebook {m[1]}')
+            href = f'{m[1]}.html{m[2] or ""}'
         elif m := re.fullmatch(r'([\w-]+)\.md(#.*)?', href): href = f'{m[1]}.html{m[2] or ""}'
         elif not re.match(r'https?:|#|mailto:', href) and not href.endswith('.html'): href = self.file_link(href, self.page)
         if m := re.match(r'https?://arxiv\.org/abs/([\d.]+\d)', href): self.note(m[1])

@@ -87,7 +87,7 @@ function open() {
 function score(r, words) {
   let sum = 0
   for (const w of words) {
-    const at = new RegExp('(^|[^\\p{L}\\p{N}_])' + w.replace(/[.*+?^${}()|[\]\\]/g, '\\$&'), 'gu')
+    const at = new RegExp('(^|[^\\p{L}\\p{N}])' + w.replace(/[.*+?^${}()|[\]\\]/g, '\\$&'), 'gu')
     const body = (r.t.match(at) || []).length
     const s = (r.n === w ? 120 : 0) + (at.test(r.n) ? 30 : 0) + (r.p.search(at) >= 0 ? 8 : 0) + Math.min(body, 5)*2 + (r.t.includes(w) || r.n.includes(w) ? 1 : 0)
     if (!s) return 0

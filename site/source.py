@@ -5,11 +5,17 @@ from pygments.token import Comment, Keyword, Name, Number, Operator, String
 
 LEXER = PythonLexer(stripnl=False, ensurenl=False)
 
+def tokens(src):
+    "Pygments' tokens; it takes the second half of `a@b` for a decorator, and a decorator for one word"
+    for t,v in LEXER.get_tokens(src):
+        if t in Name.Decorator and v[0] == '@': yield Operator, '@'; t,v = Name, v[1:]
+        yield t,v
+
 def clean(src): return re.sub(r'^#\|.*\n?', '', src, flags=re.M).strip('\n')
 
 def directives(src): return set(re.findall(r'^#\|\s*(\w+(?:: *\w+)?)', src, re.M))
 
-def identifiers(src): return {v for t,v in LEXER.get_tokens(src) if t in Name or v.isidentifier() and t not in Keyword and t not in String and t not in Comment}
+def identifiers(src): return {v for t,v in tokens(src) if t in Name or v.isidentifier() and t not in Keyword and t not in String and t not in Comment}
 
 def local_names(src):
     "Names that the code assigns or takes as parameters: no links, whatever else they mean"
@@ -30,7 +36,7 @@ CLASSES = [(Keyword, 'k'), (Operator.Word, 'k'), (String, 's'), (Number, 'm'), (
 def highlight(src, link=lambda name: None, lit=()):
     "`link(name)`: where a name leads, or None; `lit`: variables of equations nearby"
     out,prev = [], ''
-    for t,v in LEXER.get_tokens(src):
+    for t,v in tokens(src):
         cls = next((c for k,c in CLASSES if t in k), ''); s = html.escape(v, quote=False)
         href = link(v) if t in Name and cls != 'd' and prev != '.' else None
         mark = f' data-v="{v}"' if v in lit and t not in String and t not in Comment else ''
