@@ -11,6 +11,7 @@ from functools import wraps
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import torch
 from fastcore.script import CliError, call_parse
 
 from .accel import EMACB
@@ -21,6 +22,9 @@ from .datasets import (DataLoaders, TensorLoader, check_out, fashion_dls, image_
 from .denoiser import Denoiser
 from .diffusion import FORMS
 from .guidance import guided
+from .editing import strength_sigma
+from .files import brought, stack_files
+from .inverse import Mask, mmps
 from .karras import edm
 from .learner import ProgressCB
 from .recipes import Card, diffusion_learner, load_denoiser, reference_eval, save_denoiser, score
@@ -167,6 +171,35 @@ def _guided(den, label, guidance):
         raise ValueError('guidance leads towards a class: say which with --label')
     return guided(den, guidance)
 
+# %% ../nbs/30_cli.ipynb #ed17ed17
+def _read(path):
+    "Images of a folder or .npz, or one image file, uint8"
+    path = Path(path)
+    if not path.is_file() or path.suffix == '.npz': return read_images(path)
+    return torch.from_numpy(stack_files([(path.name, path)], path.name)[1])
+
+def _fitted(x, size, where): return to_unit(torch.from_numpy(brought(x.numpy(), where, size[1:], size[0])))
+
+def _seen(mask, x, size):
+    "Where the mask is black: what is kept"
+    m = _read(mask)
+    if m.shape[-2:] != x.shape[-2:]:
+        raise ValueError(f'the mask is {m.shape[-2]}×{m.shape[-1]}, but the image is {x.shape[-2]}×{x.shape[-1]}: '
+                         'bring them to one size')
+    return _fitted(m, (1, *size[1:]), mask)[:1] < 0
+
+def _edited(den, image, mask, strength, n, sigmas):
+    "The denoiser, arguments of `sample` and what is done with its images, to change an image, fill it, or do neither"
+    if image is None and (mask is not None or strength is not None):
+        raise ValueError('--strength and --mask change an image: say which with --from')
+    if image is None: return den, {}, lambda x: x
+    raw = _read(image)
+    x,s = _fitted(raw, den.size, image)[torch.arange(n) % len(raw)], 0.5 if strength is None else strength
+    begin = {} if mask is not None and strength is None else dict(x=x, start=strength_sigma(s, *sigmas))
+    if mask is None: return den, begin, lambda x: x
+    seen = _seen(mask, raw, den.size)
+    return mmps(den, Mask(seen), x), begin, lambda y: torch.where(seen, x, y)
+
 # %% ../nbs/30_cli.ipynb #f30513d6
 @command
 def sample_images(
@@ -178,6 +211,9 @@ def sample_images(
     seed:int=0,             # of the noise: the same seed gives the same images, whatever the batch size
     label:int=None,         # draw this class only; for networks trained with labels
     guidance:float=None,    # towards the label: 1 is no guidance, 2 goes twice the way
+    From:str=None,          # change this image (or a folder or .npz of them): --from IMAGE
+    strength:float=None,    # how much of it is drawn anew, in (0,1]; None: 0.5, or all that the mask leaves free
+    mask:str=None,          # an image of its size: what is white is drawn anew, what is black is kept
     sigma_max:float=80.,    # the first noise level, as σ/α
     sigma_min:float=0.01,   # the last
     bs:int=128,             # images at a time
@@ -188,13 +224,15 @@ def sample_images(
     check_out(out, force)
     get_solver(solver)
     den,start,calls = _guided(load_denoiser(weights), label, guidance), time.time(), []
-    x = sample(den, n, solver, steps, label, seed, sigma_min=sigma_min, sigma_max=sigma_max, bs=bs,
+    den,begin,finish = _edited(den, From, mask, strength, n, (sigma_min, sigma_max))
+    x = sample(den, n, solver, steps, label, seed, sigma_min=sigma_min, sigma_max=sigma_max, bs=bs, **begin,
                progress=True, on_step=lambda i, now: calls.append(now.nfe))
-    path,secs,nfe = write_images(to_uint8(x), out, force), time.time()-start, calls[-1]
+    path,secs,nfe = write_images(to_uint8(finish(x)), out, force), time.time()-start, calls[-1]
     print(f'{n} images, {nfe} calls of the network for each, {secs:.1f} s: {path}')
     log_record(record, what='samples', weights=str(weights), solver=solver, steps=steps, nfe=nfe, n=n, seed=seed,
                label=label, guidance=guidance, sigmas=[sigma_max, sigma_min],
-               size=list(x.shape[1:]), out=str(out), seconds=round(secs, 1))
+               size=list(x.shape[1:]), out=str(out), seconds=round(secs, 1),
+               **{'from': From and str(From)}, strength=strength, mask=mask and str(mask))
     return path
 
 # %% ../nbs/30_cli.ipynb #7b6db9cf

@@ -267,7 +267,7 @@ class Run:
         if x0.shape != x.shape:
             raise ValueError('the denoiser must return the shape it was given: '
                              f'{tuple(x.shape)}, not {tuple(x0.shape)}')
-        if not math.isfinite(x0.sum()):
+        if not math.isfinite(x0.detach().sum()):
             where = f'call {self.nfe}, at σ/α={ratio(level):.4g}'
             raise FloatingPointError(f'the denoiser returned NaN or infinity in {where}: look for it in the '
                                      'weights, and run the network in float32 if it ran in less')

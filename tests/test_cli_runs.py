@@ -160,7 +160,7 @@ def test_quickstart(capsys):
 @pytest.mark.parametrize('f', [train, sample_images, evaluate, quickstart], ids=lambda f: f.__name__)
 def test_help_names_every_option(f):
     h = anno_parser(inspect.unwrap(f)).format_help()
-    assert all(p.replace('_', '-') in h for p in inspect.signature(f).parameters)
+    assert all(p.replace('_', '-').lower() in h for p in inspect.signature(f).parameters)
 
 def test_a_label_and_other_levels(folder):
     with pytest.raises(ValueError, match='without labels'): sample_images(n=2, steps=1, label=3, out='l.npz', record='l.jsonl')
@@ -180,3 +180,32 @@ def test_guidance_goes_to_the_record_and_into_the_images(tmp_path):
     xs = [read_images(sample_images(str(w), n=2, steps=2, label=1, guidance=g, out=f'g{g}.npz', record='l.jsonl')) for g in (None, 1., 3.)]
     assert xs[0].equal(xs[1]) and not xs[0].equal(xs[2])
     assert [(r['guidance'], r['nfe']) for r in read_records('l.jsonl')] == [(None, 2), (1., 2), (3., 4)]
+
+# --- an image to begin with
+
+def test_from_an_image(tmp_path, folder):
+    "A little strength keeps it; without --from there is nothing to change; all options reach the record"
+    im = tmp_path/'one.png'
+    from PIL import Image
+    x = uint8(1, size=28); Image.fromarray(x[0,0].numpy()).save(im)
+    a,b = (read_images(sample_images(n=2, steps=2, From=im, strength=s, out=f's{s}.npz', record='l.jsonl')) for s in (.05, .9))
+    d = lambda y: (y.float()-x.float()).abs().mean()
+    assert a.shape == (2,1,28,28) and d(a) < 12 < d(b)
+    assert [(r['from'], r['strength']) for r in read_records('l.jsonl')] == [(str(im), .05), (str(im), .9)]
+    says('say which with --from', sample_images, n=1, steps=1, strength=.5, out='n.npz')
+    says('(0,1]', sample_images, n=1, steps=1, From=im, strength=1.5, out='n.npz')
+    says('does not exist', sample_images, n=1, steps=1, From='nowhere.png', out='n.npz')
+
+def test_a_mask_keeps_what_is_black(tmp_path):
+    "To the byte; and a mask of another size is refused"
+    from PIL import Image
+    x = uint8(1, size=28); Image.fromarray(x[0,0].numpy()).save('one.png')
+    m = torch.zeros(28, 28, dtype=torch.uint8); m[:,14:] = 255; Image.fromarray(m.numpy()).save('m.png')
+    y = read_images(sample_images(n=2, steps=2, From='one.png', mask='m.png', out='f.npz', record='l.jsonl'))
+    assert torch.equal(y[...,:14], x[...,:14].expand(2,-1,-1,-1)) and not torch.equal(y[0,...,14:], x[0,...,14:])
+    Image.fromarray(m[:20].numpy()).save('small.png')
+    says('the mask is 20×28, but the image is 28×28', sample_images, n=1, steps=1, From='one.png', mask='small.png', out='n.npz')
+
+def test_the_option_is_called_from():
+    opts = {o for a in anno_parser(sample_images)._actions for o in a.option_strings}
+    assert {'--from', '--strength', '--mask'} <= opts

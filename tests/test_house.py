@@ -43,6 +43,8 @@ TABLE = {
     '28_breaking_metrics': ('audit', 'fid neighbours stats'),
     '28b_neighbours': ('neighbours', 'fid stats'),
     '29_scale': ('dist', 'core learner accel fid'),
+    '32_inverse': ('inverse', 'denoiser diffusion ddim'),
+    '32b_editing': ('editing', ''),
     '30a_recipes': ('recipes', 'any'),
     '30_cli': ('cli', 'any'),
     '30b_export': ('export', 'any')}
@@ -119,7 +121,7 @@ def functions(path):
 
 # methods whose arguments are always the same, told once: a callback's events and verbs, a metric's three, torch's and Python's own
 KNOWN = re.compile(r'(before|after|cleanup)_(fit|epoch|batch|predict|loss|backward|step)|predict|get_loss|backward|step|zero_grad|_log'
-                   r'|forward|update|compute|reset|state_dict|load_state_dict|_\w*|__(?!init__)\w+__')
+                   r'|forward|update|compute|reset|state_dict|load_state_dict|for_images|T|cov|_\w*|__(?!init__)\w+__')
 
 # a form's methods and predictions, whose arguments are always the same, told at `Form`
 FORM = re.compile(r'\w+_pred$|(Form|ddpm|table|cosine|edm|edm_minus|flow)\.')
