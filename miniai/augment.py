@@ -268,9 +268,8 @@ class TestTimeDropoutCB(Callback):
         if learn.training: return
         drops = [m for m in learn.model.modules() if isinstance(m, _DROPOUTS)]
         if not drops:
-            nm = type(learn.model).__name__
-            raise ValueError(f'{nm} has no dropout layer, so all passes would be the same; build '
-                             'it with Dropout')
+            raise ValueError(f'{type(learn.model).__name__} has no dropout layer, so all passes '
+                             'would be the same; build it with Dropout')
         for m in drops: m.train()
     def cleanup_epoch(self, learn): learn.model.train(learn.training)
 
