@@ -5,7 +5,7 @@
     python experiments/fashion.py --score-it [--name fashion]          FID of every snapshot → results/fashion.jsonl
     python experiments/fashion.py --ship --snapshot ema0.1-10000       a snapshot → miniai/weights/NAME
 
-Muon turns the matrices, Adam the rest (`speedrun.py`). The learning rate falls as 1/√step and the weights are averaged over a fixed share of the training (Karras et al. 2024,
+Muon turns the matrices, Adam the rest. The learning rate falls as 1/√step and the weights are averaged over a fixed share of the training (Karras et al. 2024,
 *Analyzing and Improving the Training Dynamics of Diffusion Models*, §3): one may look at any time, and let it go on.
 In the last `anneal` steps the rate falls to zero."""
 import json, time
@@ -19,17 +19,16 @@ from torch import optim
 
 from miniai import phema
 from miniai.accel import MixedPrecision
-from miniai.core import half_dtype, load, log_record, read_records, results_path, save, set_seed
+from miniai.core import half_dtype, load, log_record, read_records, results_path, set_seed
 from miniai.datasets import fashion_dls
 from miniai.diffusion import NoiseCB, ddpm
 from miniai.karras import edm
 from miniai.checkpoint import CheckpointCB
 from miniai.learner import Callback, CancelFitException, DeviceCB, Learner, TrainCB
 from miniai.denoiser import Denoiser
-from miniai.recipes import Card, reference_eval, save_denoiser, score, small_unet
+from miniai.recipes import Card, MuonAdam, reference_eval, save_denoiser, score, small_unet
 from miniai.sgd import BatchSchedCB
 from miniai.unet import WEIGHTS, load_unet
-from speedrun import MuonAdam
 
 RECIPES = dict(
     fashion=dict(form=edm(sigma_data=0.706, P_mean=-0.8, P_std=1.1), drop=0.1, net=dict(attn=0, widths=(64,128))),

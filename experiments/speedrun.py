@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 from fastcore.script import call_parse
-from torch import optim
 
 from miniai.accel import EMACB, MixedPrecision
 from miniai.core import Table, half_dtype, log_record, read_records, results_path, set_seed
@@ -30,8 +29,7 @@ from miniai.denoiser import Denoiser
 from miniai.diffusion import NoiseCB
 from miniai.karras import edm
 from miniai.learner import Callback, CancelFitException, DeviceCB, Learner, TrainCB
-from miniai.recipes import reference_eval, score
-from miniai.sgd import BatchSchedCB
+from miniai.recipes import MuonAdam, reference_eval, score
 from miniai.unet import UNet
 
 @dataclass(frozen=True)
@@ -53,33 +51,6 @@ RECIPES = dict(former=Recipe(bs=64, attn=1, P_mean=-1.2, P_std=1.2), small_batch
                muon_labels_attn=Recipe(muon=0.01, drop=0.1, attn=1), muon_labels_64=Recipe(muon=0.01, drop=0.1, bs=64),
                labels=Recipe(drop=0.1),
                narrow=Recipe(muon=0.01, widths=(48,96)))
-
-class MuonAdam(optim.Adam):
-    "Muon (Jordan 2024; torch.optim.Muon's rule) for matrices and kernels of two or more dimensions, fused Adam for the rest"
-    def __init__(self, net, lr, muon_lr):
-        outer = {id(p) for m in (net.conv_in, net.out, net.labels) if m is not None for p in m.parameters()}
-        inner = [p for p in net.parameters() if p.ndim > 1 and id(p) not in outer]; own = {id(p) for p in inner}
-        groups = [dict(params=inner, lr=muon_lr)] if muon_lr else []
-        rest = [p for p in net.parameters() if not muon_lr or id(p) not in own]
-        super().__init__([*groups, dict(params=rest)], lr=lr, eps=1e-5, fused=True); self.with_muon = bool(muon_lr)
-    @torch.no_grad()
-    def step(self, closure=None):
-        groups = self.param_groups; self.param_groups = groups[self.with_muon:]
-        super().step(); self.param_groups = groups
-        for p in groups[0]['params'] if self.with_muon else []: self._muon(p, groups[0]['lr'])
-    def _muon(self, p, lr):
-        s = self.state[p]; s.setdefault('step', torch.zeros(()))     # Adam looks for it when its state is loaded
-        m = s.setdefault('momentum', torch.zeros_like(p)).lerp_(p.grad, 0.05)
-        g = p.grad.lerp(m, 0.95).flatten(1)
-        p.add_(orthogonal(g).view_as(p), alpha=-lr*max(1, g.shape[0]/g.shape[1])**0.5)
-
-def orthogonal(g, steps=5):
-    "The matrix g with singular values near 1, by five steps of Newton and Schulz (Jordan 2024)"
-    tall = g.shape[0] > g.shape[1]; X = g.T if tall else g
-    X = (X/(X.norm()+1e-7)).to(half_dtype() or g.dtype)
-    for _ in range(steps):
-        A = X@X.T; X = 3.4445*X + (-4.7750*A + 2.0315*A@A)@X
-    return (X.T if tall else X).to(g.dtype)
 
 class BudgetCB(Callback):
     "Warms the rate up over a tenth of the CPU seconds, lets it fall as a cosine over the rest, and stops; `steps` and `seconds` say how far it came"

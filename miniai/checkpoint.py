@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -147,6 +148,10 @@ def _differ(was, now):
                      for k in {**was, **now} if say(was, k) != say(now, k))
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000040
+def _writes():
+    "Whether this process writes the file: it is alone, or the first of several"
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
 class CheckpointCB(Callback):
     "Saves what a fit needs to go on exactly where it was, and goes on from it. Give it to `fit`"
     order = 90
@@ -159,7 +164,7 @@ class CheckpointCB(Callback):
         self.on, self.was = False, {}
     def remove(self) -> None:
         "Delete the file, and no other: for when the run's result is saved elsewhere"
-        self.path.unlink(missing_ok=True)
+        if _writes(): self.path.unlink(missing_ok=True)
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000041
 @patch
@@ -281,7 +286,7 @@ def _save(self:CheckpointCB, learn, at, done=''):
                  start=self.start, now=_rng_state(self.gens))
     tensors = {}
     packed = json.dumps(_pack(state, tensors))
-    _write_tensors(tensors, self.path, {'format': '2', 'state': packed})
+    if _writes(): _write_tensors(tensors, self.path, {'format': '2', 'state': packed})
     self.last = at
 
 # %% ../nbs/09b_checkpoint.ipynb #9b00004d

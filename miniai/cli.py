@@ -21,13 +21,15 @@ from .datasets import (DataLoaders, TensorLoader, check_out, fashion_dls, image_
                              read_images, show_images, subplots, to_uint8, to_unit, write_images)
 from .denoiser import Denoiser
 from .diffusion import FORMS
+from .dist import DistCB, join, on_first, rank, world
 from .guidance import guided
 from .editing import strength_sigma
 from .files import brought, stack_files
 from .inverse import Mask, mmps
 from .karras import edm
 from .learner import ProgressCB
-from .recipes import Card, diffusion_learner, load_denoiser, reference_eval, save_denoiser, score
+from .recipes import (Card, diffusion_learner, load_denoiser, reference_eval, save_denoiser,
+                            score, small_unet)
 from .solvers import get_solver, sample
 
 # %% ../nbs/30_cli.ipynb #cd47ef8c
@@ -66,18 +68,19 @@ def draw_strip(
 def _train_briefly(steps, dls, form):
     "A `Denoiser` after about `steps` training steps, and the CPU seconds that took"
     epochs,start,avg = max(1, round(steps/len(dls.train))), time.process_time(), EMACB(0.99)
-    learn = diffusion_learner(dls, form, cbs=[ProgressCB(), avg])
+    net = small_unet(t_scale=form.t_scale, attn=0, n_classes=10)
+    learn = diffusion_learner(dls, form, net, drop=0.1, muon=0.01, cbs=[ProgressCB(), avg])
     print(f'training a new U-Net: {len(dls.train)*epochs} steps of {dls.train.bs} images')
     learn.fit(epochs)
-    learn.model.load_state_dict(avg.ema)
-    den = Denoiser(learn.model.eval(), form, half_dtype(), dict(size=(1,28,28)))
+    net.load_state_dict(avg.ema)
+    den = Denoiser(net.eval(), form, half_dtype(), dict(size=(1,28,28)))
     return den, time.process_time()-start
 
 def _draw(dens, n, path, seed):
     "Write n images by each denoiser, from the same noise"
     fig,axs = subplots(len(dens), 1, figsize=(8, 2.4*len(dens)), squeeze=False)
     for ax,(nm,den) in zip(axs.flat, dens.items()):
-        x = sample(den, n, steps=at_scale(2, 10, 10), seed=seed)
+        x = sample(den, n, steps=at_scale(2, 10, 10), y=torch.arange(n) % 10, seed=seed)
         ax.imshow(image_grid(x, ncols=8, gap=2, scale=4))
         ax.set_title(nm, loc='left')
         ax.axis('off')
@@ -89,7 +92,8 @@ def _scored(nets, n, seed, record):
     ie,rows = reference_eval(), []
     for nm,(den,secs) in nets.items():
         print(f'scoring {n} images: {nm}')
-        r = score(den, ie, 'dpmpp_2m', at_scale(2, 10, 10), n, seed, model=nm, train_s=round(secs))
+        y = dict(y=torch.arange(n) % 10)
+        r = score(den, ie, 'dpmpp_2m', at_scale(2, 10, 10), n, seed, y, model=nm, train_s=round(secs))
         rows.append(log_record(record, **r) | dict(kid=f"{1000*r['kid']:.1f} ± {1000*r['kid_std']:.1f}"))
     return rows
 
@@ -107,19 +111,21 @@ def quickstart(
     "Draw with the reference network, train a small one for a few minutes, and score both in one table"
     steps,n,out = steps or at_scale(2, 900, 12_000), n or at_scale(16, 512, 2048), Path(out)
     set_seed(seed)
-    ref = load_denoiser()
+    ref = load_denoiser('fashion')
     _draw({'reference': ref}, 16, out/'samples.png', seed)
     draw_strip(ref, out/'strip.png', steps=at_scale(2, 10, 10), seed=seed)
     print(f"wrote {out/'samples.png'} and {out/'strip.png'}: drawn by the reference network")
     dls = fashion_dls(32, 32*steps, at_scale(64, 2000, 10_000))
-    nets = {'reference': (ref, ref.card['cpu_seconds']), 'trained just now': _train_briefly(steps, dls, ref.form)}
+    new = _train_briefly(steps, dls, edm(0.706, -0.6, 1.))
+    nets = {'reference': (ref, ref.card['cpu_seconds']), 'trained just now': new}
     _draw({nm: d for nm,(d,_) in nets.items()}, 16, out/'samples.png', seed)
     print(Table(_scored(nets, n, seed, out/'quickstart.jsonl'), _COLS))
     print(f"wrote {out/'samples.png'} again, with both. How it works: nbs/15_DDPM.ipynb and on")
 
 # %% ../nbs/30_cli.ipynb #45a8ac0d
 def _may_train(out, form, force):
-    "Refuse a form that is not there, and weights that are"
+    "Refuse a form that is not there, and weights that are; meet the other processes, if there are any"
+    join()
     if form not in FORMS: raise ValueError(f'no form {form!r}: there are {", ".join(FORMS)}')
     if weights_path(out).exists() and not force:
         raise FileExistsError(f'{weights_path(out)} exists, and nothing is overwritten: choose another name, '
@@ -129,6 +135,17 @@ def _form(name, dls):
     "The form of that name; EDM's with the data's own standard deviation"
     if name != 'edm': return FORMS[name]()
     return edm(sigma_data=round(to_unit(dls.train.x).std().item(), 4))
+
+def _cbs(avg):
+    "Callbacks of `train`: a bar, the average if there is one, shares for several processes"
+    return [*on_first(ProgressCB()), *([avg] if avg else []), *([DistCB()] if world() > 1 else [])]
+
+def _keep(weights, out, card, check):
+    "Save weights and card, and remove the checkpoint: the first process does, for all"
+    if rank(): return weights_path(out)
+    path = save_denoiser(weights, out, card)
+    check.remove()
+    return path
 
 # %% ../nbs/30_cli.ipynb #0dc813b8
 @command
@@ -153,15 +170,13 @@ def train(
     check = CheckpointCB(f'{out}-checkpoint', every, dict(data=dls.name, seed=seed, bs=bs, n_train=n_train))
     if force: check.remove()
     set_seed(seed)
-    learn = diffusion_learner(dls, _form(form, dls), lr=lr, cbs=[ProgressCB(), *([avg] if avg else [])])
+    learn = diffusion_learner(dls, _form(form, dls), lr=lr, cbs=_cbs(avg))
     learn.fit(epochs, cbs=check)
     card = Card(config=learn.model.config, form=learn.model.form.card(), size=list(dls.train.x.shape[1:]),
                 data=dls.name, n_train=len(dls.train.x), recipe='miniai_train', epochs=epochs,
                 lr=lr, bs=bs, ema=ema, seed=seed,
                 cpu_seconds=round(time.process_time()-start), history=learn.metrics.history)
-    path = save_denoiser(avg.ema if avg else learn.model, out, card)
-    check.remove()
-    return path
+    return _keep(avg.ema if avg else learn.model, out, card, check)
 
 # %% ../nbs/30_cli.ipynb #26a0c003
 def _guided(den, label, guidance):

@@ -7,6 +7,7 @@ __all__ = ['Graph', 'example', 'to_onnx', 'OnnxDenoiser', 'export']
 
 # %% ../nbs/30b_export.ipynb #c3fa2b77
 import json, warnings
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ import torch
 from torch import nn
 
 from .cli import command
-from .denoiser import Denoiser
 from .diffusion import Level, ratio
 from .recipes import load_denoiser
 
@@ -75,7 +75,7 @@ def to_onnx(
     half=True,  # keep weights as float16, half the size; computing stays float32
 ) -> Path:
     "Write the denoiser as ONNX: inputs x, sigma and, with labels, y; outputs x0 and eps; its card as metadata"
-    try: import onnx, onnxscript
+    try: onnx,_ = map(import_module, ('onnx', 'onnxscript'))
     except ImportError: raise ValueError("writing ONNX needs two more packages: pip install 'miniai[onnx]'") from None
     if den.size is None: raise ValueError('images of which size does this denoiser draw? Its card has no `size`')
     model = _traced(den)

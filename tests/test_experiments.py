@@ -7,6 +7,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent/'experiments'))
 import fashion, speedrun
+from miniai import recipes
 from miniai.phema import gamma
 
 def test_power_average_has_its_width(tmp_path):
@@ -28,13 +29,13 @@ def test_rate_begins_low_and_ends_at_zero():
 @pytest.mark.parametrize('shape', [(32,288), (288,32), (64,64)])
 def test_muon_makes_singular_values_alike(shape):
     torch.manual_seed(0)
-    s = torch.linalg.svdvals(speedrun.orthogonal(torch.randn(shape)))
+    s = torch.linalg.svdvals(recipes.orthogonal(torch.randn(shape)))
     assert s.max() < 1.3 and s.median() > 0.6
 
 def test_muon_moves_the_matrices_and_adam_the_rest():
     torch.manual_seed(0)
     net = speedrun.UNet(widths=(16,32), n_blocks=1, patch=2, attn=0, n_classes=2)
-    opt = speedrun.MuonAdam(net, 1e-3, 0.01)
+    opt = recipes.MuonAdam(net, 1e-3, 0.01)
     n_all = sum(len(g['params']) for g in opt.param_groups)
     assert n_all == len(list(net.parameters())) and all(p.ndim > 1 for p in opt.param_groups[0]['params'])
     was = {k: v.clone() for k,v in net.state_dict().items()}

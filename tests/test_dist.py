@@ -1,0 +1,98 @@
+"Two processes train as one does, and go on after one of them is killed"
+import json, os, signal, subprocess, sys
+from pathlib import Path
+import pytest
+import torch
+from common import ROOT
+from miniai.core import load
+from miniai.dist import DistCB, all_sum, gathered, join, on_first, rank, share, world
+
+SCRIPT = '''
+import json, os, signal, sys
+from pathlib import Path
+import torch
+import torch.nn.functional as F
+from miniai.accel import EMACB
+from miniai.checkpoint import CheckpointCB
+from miniai.core import save, set_seed
+from miniai.datasets import DataLoaders, TensorLoader
+from miniai.dist import *
+from miniai.karras import edm
+from miniai.learner import Callback
+from miniai.recipes import diffusion_learner
+from miniai.unet import UNet
+class Die(Callback):
+    order = 99
+    def after_batch(self, learn):
+        if os.environ.get('DIE') and rank() == 1 and learn.epoch == 1 and learn.iter == 1: os.kill(os.getpid(), signal.SIGKILL)
+out = Path(sys.argv[1])
+join(30)
+torch.set_num_threads(1)
+set_seed(0)
+x = torch.rand(29, 1, 8, 8)*2-1
+net = UNet(widths=(16,32), n_blocks=1, attn=0)
+dls = DataLoaders(TensorLoader(x, torch.arange(29), 8, shuffle=True), TensorLoader(x, torch.arange(29), 8))
+avg = EMACB(0.9)
+learn = diffusion_learner(dls, edm(0.6), net, bf16=False, cbs=[avg, Die(), *([DistCB()] if world() > 1 else [])])
+print('rank', rank(), 'speaks')
+learn.fit(3, cbs=CheckpointCB(out/'check', every=1))
+if rank() == 0:
+    save(net, out/'net', losses=[r['loss'] for r in learn.metrics.history])
+    save(avg.ema, out/'ema')
+'''
+
+def run(folder, n, **env):
+    folder.mkdir(exist_ok=True)
+    (folder/'train.py').write_text(SCRIPT)
+    start = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={n}', '--master_port=0', '--rdzv-backend=c10d', '--rdzv-endpoint=localhost:0']
+    return subprocess.run([*start, str(folder/'train.py'), str(folder)], env=os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1') | env,
+                          capture_output=True, text=True, timeout=240)
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    d = tmp_path_factory.mktemp('two')
+    res = run(d, 2)
+    assert res.returncode == 0, res.stderr
+    return d,res
+
+def test_two_processes_train_as_one(two, tmp_path):
+    "Batches of 8 and a last one of 5; weights, averages and the losses of both phases, to rounding"
+    res = run(tmp_path, 1)
+    assert res.returncode == 0, res.stderr
+    for nm in ('net', 'ema'):
+        a,b = load(tmp_path/nm)[0], load(two[0]/nm)[0]
+        for k in a: torch.testing.assert_close(a[k], b[k], rtol=0, atol=2e-4)      # Adam divides rounding by itself
+    a,b = (load(d/'net')[1]['losses'] for d in (tmp_path, two[0]))
+    assert a == pytest.approx(b, rel=1e-5) and len(a) == 6
+
+def test_only_the_first_process_speaks(two): assert two[1].stdout.count('speaks') == 1 and 'rank 0 speaks' in two[1].stdout
+
+def test_one_is_killed_the_rest_stop_and_the_run_goes_on(two, tmp_path):
+    res = run(tmp_path, 2, DIE='1')
+    assert res.returncode and (tmp_path/'check.safetensors').exists() and not (tmp_path/'net.safetensors').exists()
+    res = run(tmp_path, 2)
+    assert res.returncode == 0 and 'going on after' in res.stdout, res.stderr
+    for nm in ('net', 'ema'):
+        a,b = load(tmp_path/nm)[0], load(two[0]/nm)[0]
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+def test_alone_nothing_happens():
+    x = torch.randn(5, 2)
+    assert (join(), rank(), world()) == (0, 0, 1) and share(5) == slice(0, 5)
+    assert torch.equal(gathered(x, 5), x) and torch.equal(all_sum(x), x) and on_first('bar') == ['bar']
+
+@pytest.mark.parametrize('n', [2, 3, 64])
+@pytest.mark.parametrize('rows', [64, 65, 100])
+def test_shares_cover_the_batch_once(monkeypatch, n, rows):
+    import miniai.dist as d
+    monkeypatch.setattr(d, 'world', lambda: n)
+    all_rows = []
+    for r in range(n):
+        monkeypatch.setattr(d, 'rank', lambda: r)
+        all_rows += range(rows)[d.share(rows)]
+    assert all_rows == list(range(rows))
+
+def test_more_processes_than_rows(monkeypatch):
+    import miniai.dist as d
+    monkeypatch.setattr(d, 'world', lambda: 4)
+    with pytest.raises(ValueError, match='a batch of 3 cannot be shared by 4 processes'): d.share(3)
