@@ -17,8 +17,9 @@ function light(el) {
         if (e.dataset.v.split(' ').some(v => vars.includes(v))) e.classList.add('lit')
 }
 
-for (const g of $$('.eq g[data-v]')) {            // a thin letter is hard to meet with a pointer: give it its box
-  const b = g.getBBox(), r = document.createElementNS('http://www.w3.org/2000/svg', 'rect')
+const terms = $$('.eq g[data-v]').map(g => [g, g.getBBox()])     // all measured before the page changes: one layout, not one a term
+for (const [g, b] of terms) {                     // a thin letter is hard to meet with a pointer: give it its box
+  const r = document.createElementNS('http://www.w3.org/2000/svg', 'rect')
   for (const [k, v] of Object.entries({ x: b.x - 60, y: b.y - 60, width: b.width + 120, height: b.height + 120, rx: 80 })) r.setAttribute(k, v)
   r.setAttribute('class', 'box')
   g.prepend(r)
@@ -32,16 +33,16 @@ for (const eq of $$('.eq[tabindex]')) {           // by keyboard: arrows walk th
     if (e.key === 'Escape') unlight()
     if (!step) return
     e.preventDefault()
-    const terms = $$('g[data-v]', eq)
-    if (terms.length) light(terms[at = (at + step + terms.length) % terms.length])
+    const own = $$('g[data-v]', eq)
+    if (own.length) light(own[at = (at + step + own.length) % own.length])
   })
   eq.addEventListener('blur', () => { at = -1; unlight() })
 }
 
 // --- prose stays beside its code while that is read, unless it is taller than the window
 
-function tall() { for (const e of $$('.row > .prose')) e.classList.toggle('tall', e.offsetHeight > innerHeight - 90) }
-addEventListener('resize', tall); addEventListener('load', tall); tall()
+function tall() { for (const [e, h] of $$('.row > .prose').map(e => [e, e.offsetHeight])) e.classList.toggle('tall', h > innerHeight - 90) }
+addEventListener('resize', tall); addEventListener('load', tall)
 
 // --- copy
 
