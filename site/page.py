@@ -1,8 +1,8 @@
 "A notebook as a page: rows of prose (left) and the code that follows it (right), outputs as they were kept"
-import ast, base64, html, io, json, re, struct
+import base64, html, io, json, re, struct
 from pathlib import Path
 import terms
-from prose import CITES, arxiv
+from prose import CITES
 from source import clean, directives, highlight, identifiers, kind, local_names
 
 ANSI = re.compile(r'\x1b\[[0-9;]*[A-Za-z]')
@@ -159,7 +159,7 @@ class Page:
         return rows
 
     def render(self, keep=lambda row: True):
-        rows,out,used = [r for r in self.rows() if keep(r)], [], set()
+        rows,out = [r for r in self.rows() if keep(r)], []
         sources = [identifiers('\n'.join(clean(c['source']) for c in r['code'])) if r['code'] else set() for r in rows]
         is_eq = [any('.svg)' in t for _,t in r['prose']) for r in rows]
         h,level_url,carry,text,deep = self.title, self.url, ([], set()), [], 1
