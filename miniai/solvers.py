@@ -19,6 +19,7 @@ from .ddim import step_ddim
 from .denoiser import as_denoiser, for_images, image_noise
 from .diffusion import Form, levels as make_levels, prediction, ratio, sample_loop, step_ddpm
 from .karras import lms_weights, sigmas_karras, step_churn, step_dpmpp_2m, step_heun, step_lms, ve
+from .learned import LearnedSolver, check_learned, from_card
 from .schedules import cosine
 
 _all_ = ['cosine']       # who can sample by name knows every form by name
@@ -108,11 +109,15 @@ SOLVERS = dict(ddim=step_ddim, ancestral=partial(step_ddim, eta=1.), ddpm=step_d
                dpmpp_2m=step_dpmpp_2m, dpmpp_3m=step_dpmpp_3m, unipc=step_unipc)
 
 def get_solver(
-    name,  # of a step, as in `SOLVERS`, where you may put your own; or the step itself
+    name,        # of a step, as in `SOLVERS`, where you may put your own; or the step itself; or 'learned'
+    den=None,    # for 'learned': the denoiser whose card has it (notebook 24a)
+    steps=None,  # and the number of calls
 ):
     "The step of that name; raises `ValueError` for a name that is not there"
+    if name == 'learned': return from_card if den is None else from_card(den, steps)
+    if isinstance(name, LearnedSolver): return check_learned(name, den, steps)
     if callable(name): return name
-    if name not in SOLVERS: raise ValueError(f'no solver {name!r}: there are {", ".join(SOLVERS)}')
+    if name not in SOLVERS: raise ValueError(f'no solver {name!r}: there are {", ".join(SOLVERS)}, learned')
     return SOLVERS[name]
 
 # %% ../nbs/24_one_loop.ipynb #9375593b
@@ -151,6 +156,12 @@ def _labels(y, n):
     if len(y) != n: raise ValueError(f'`y` is one label, or one for each of {n} images; got {len(y)}')
     return y
 
+def _own(step, levels, start):
+    "The levels that were given, or those that a learned step brings with it"
+    if hasattr(step, 'levels') and not (start is levels is None):
+        raise ValueError('a learned solver has its own levels: leave out `levels` and `start`, or name another solver')
+    return levels or getattr(step, 'levels', None)
+
 def _grid(den, steps, sigma_min, sigma_max, rho):
     "Noise levels within what the network was trained on"
     form = getattr(den, 'form', None)
@@ -185,7 +196,7 @@ def _bar(it, total, show):
 def sample(
     den,                  # a denoiser, or a network trained with `NoiseCB`
     n,                    # how many images; or their whole shape, N×C×H×W
-    solver='dpmpp_2m',    # a name in `SOLVERS`, or a step
+    solver='dpmpp_2m',    # a name in `SOLVERS`, 'learned', or a step
     steps=20,             # noise levels; the denoiser is called once at each (heun, churn: twice, but for the last)
     y=None,               # labels: one, or one for each image
     seed=0,               # of the noise: the same seed gives the same images, whatever `bs`
@@ -206,8 +217,9 @@ def sample(
     "n images N×C×H×W on the CPU, by the one loop, in batches"
     den,shape = as_denoiser(den), _shape(den, n, size, x)
     _check(shape, bs, dtype, x, start)
-    ls,xs = levels or _grid(den, steps, sigma_min, start or sigma_max, rho), []
-    walk = _steps(den, shape, ls, get_solver(solver), bs, seed, device, dtype, x, start is not None,
+    step,xs = get_solver(solver, den, steps), []
+    ls = _own(step, levels, start) or _grid(den, steps, sigma_min, start or sigma_max, rho)
+    walk = _steps(den, shape, ls, step, bs, seed, device, dtype, x, start is not None,
                   _labels(y, shape[0]), kw)
     for i,now in _bar(walk, (len(ls)-1)*math.ceil(shape[0]/bs), progress):
         if on_step: on_step(i, now)

@@ -34,12 +34,13 @@ TABLE = {
     '21_cifar10_and_wandb': ('tracking', 'core images learner watching'),
     '22_cosine': ('schedules', 'denoiser diffusion ddim'),
     '23_karras': ('karras', 'core denoiser diffusion ddim'),
-    '24_one_loop': ('solvers', 'core denoiser diffusion ddim schedules karras'),
+    '24_one_loop': ('solvers', 'core denoiser diffusion ddim schedules karras learned'),
+    '24a_learned': ('learned', 'core diffusion karras'),
     '24b_diffusers': ('bridge', 'denoiser diffusion karras solvers'),
     '25_unet': ('unet', 'core conv'),
     '26_guidance': ('guidance', 'denoiser diffusion'),
     '26a_phema': ('phema', 'core learner'),
-    '27_flow': ('flow', 'diffusion karras'),
+    '27_flow': ('flow', 'core denoiser diffusion ddim learner solvers'),
     '28_breaking_metrics': ('audit', 'fid neighbours stats'),
     '28b_neighbours': ('neighbours', 'fid stats'),
     '29_scale': ('dist', 'core learner accel fid'),
@@ -124,7 +125,7 @@ KNOWN = re.compile(r'(before|after|cleanup)_(fit|epoch|batch|predict|loss|backwa
                    r'|forward|update|compute|reset|state_dict|load_state_dict|for_images|T|cov|_\w*|__(?!init__)\w+__')
 
 # a form's methods and predictions, whose arguments are always the same, told at `Form`
-FORM = re.compile(r'\w+_pred$|(Form|ddpm|table|cosine|edm|edm_minus|flow)\.')
+FORM = re.compile(r'\w+_pred$|(Form|ddpm|table|cosine|edm|edm_minus|flow|flow_logit)\.')
 
 @pytest.mark.parametrize('path', MODULES, ids=ids)
 def test_every_name_has_a_docstring(path):

@@ -23,7 +23,9 @@ NAMES = {
     'schedules': 'abar inv_abar linear_gamma cosine_gamma sigmoid_gamma log_snr cosine sample_grid',
     'karras': '''sigmas_karras sample sample_euler sample_euler_ancestral sample_heun sample_lms sample_dpmpp_2m scalings denoise edm
                  step_heun step_churn step_lms step_dpmpp_2m''',
-    'solvers': 'SOLVERS get_solver sample invert flow step_dpmpp_3m step_unipc logsnr_grid',
+    'solvers': 'SOLVERS get_solver sample invert flow step_dpmpp_3m step_unipc step_ipndm logsnr_grid',
+    'learned': 'LearnedSolver fit_solver keep_solver',
+    'flow': 'flow_grid flow_logit straightness coupling CouplingCB MeanFlowCB MeanDenoiser step_leap',
     'bridge': 'from_diffusers to_diffusers',
     'recipes': 'small_unet diffusion_learner load_denoiser save_denoiser reference_eval score suggest_sigmas Card',
     'cli': 'train sample_images evaluate quickstart',
