@@ -112,6 +112,7 @@ def main(
     weights:str='fashion_edm',  # name of weights that come with the package
     n:int=64,                   # held-out images
     seed:int=42,                # of the measurements' noise and of the sampling
+    tasks:str='hole,small,blur',  # which to do
     beside:bool=False,          # compare with azula instead, on four images
     record:str=None,            # a .jsonl; None: results/inverse.jsonl
 ):
@@ -124,7 +125,8 @@ def main(
     train,den,ie = to_unit(dls.train.x).cpu(), load_denoiser(weights), reference_eval()
     fx = ie.get_feats(x)
     stranger = torch.pdist(fx).mean().item()                     # between two garments
-    for task,op in TASKS.items():
+    for task in tasks.split(','):
+        op = TASKS[task]
         y = measure(op, x, NOISE, seed)
         done = [(name, im, 0, None) for name,im in simple(op, y, train)]
         skip = [r['method'] for r in read_records(path, what='restore', task=task, n=n, model=weights, seed=seed)]
