@@ -22,7 +22,7 @@ hole[7:21,7:21] = 0
 TASKS = dict(hole=Mask(hole), small=Downsample(4), blur=Blur(2.))
 # method → denoiser round the denoiser, solver, noise levels; std: that of Fashion-MNIST's pixels
 METHODS = dict(DPS=(measured, step_dps, 50),
-               ΠGDM=(partial(pigdm, std=0.7), 'ancestral', 30), MMPS=(mmps, 'ancestral', 30))
+               PiGDM=(partial(pigdm, std=0.7), 'ancestral', 30), MMPS=(mmps, 'ancestral', 30))
 MORE = {'RePaint': (measured, partial(step_repaint, times=5), 30),
         'MMPS, 3 iterations': (partial(mmps, iterations=3), 'ancestral', 30)}       # for the hole alone
 
