@@ -6,13 +6,15 @@ cd "$(dirname "$0")/.."
 export MINIAI_SCALE=gpu
 PY=${PYTHON:-.venv/bin/python}
 
-# 1. the shipped network, and its curve of FID
-$PY experiments/fashion.py --steps 60000 --anneal 12000 --every 5000 --out runs/fashion
-$PY experiments/fashion.py --score-it --only ema0.05 --out runs/fashion
+# 1. the shipped networks, and their curves of FID
+for name in fashion fashion_ddpm; do
+  $PY experiments/fashion.py --name $name --steps 40000 --anneal 12000 --every 5000 --out runs/$name-gpu
+  $PY experiments/fashion.py --name $name --score-it --only ema0.1 --out runs/$name-gpu
+done
 
 # 2. the speed board, three seeds of each row
 for seed in 42 43 44; do
-  for name in former small_batch no_attention levels muon muon_labels narrow; do
+  for name in former small_batch no_attention levels muon muon_labels muon_labels_attn labels narrow; do
     $PY experiments/speedrun.py --name $name --seed $seed --seconds 200
   done
 done
