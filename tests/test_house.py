@@ -44,6 +44,7 @@ TABLE = {
     '28_breaking_metrics': ('audit', 'fid neighbours stats'),
     '28b_neighbours': ('neighbours', 'fid stats'),
     '29_scale': ('dist', 'core learner accel fid'),
+    '31_likelihood': ('likelihood', 'core denoiser diffusion images'),
     '32_inverse': ('inverse', 'denoiser diffusion ddim'),
     '32b_editing': ('editing', ''),
     '30a_recipes': ('recipes', 'any'),
