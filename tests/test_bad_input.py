@@ -35,7 +35,7 @@ def test_two_providers_of_a_verb():
     fails(learner(Learner, cbs=[TrainCB(), StepCB()]), ValueError, 'TrainCB and StepCB both provide `step`')
 
 def test_nobody_provides_a_verb():
-    fails(learner(Learner), ValueError, 'nobody provides `predict`: use TrainLearner, or add TrainCB')
+    fails(learner(Learner), ValueError, 'nobody provides `predict`: use TrainLearner, or add the callback TrainCB')
 
 @pytest.mark.parametrize('cls', [TrainLearner, MomentumLearner])
 def test_no_loss_function(cls):
