@@ -1,9 +1,9 @@
 """Trains the networks that come with the package, from scratch: `fashion`, clothes with or without labels, in EDM's form, and
 `fashion_ddpm`, which predicts the noise at DDPM's thousand levels.
 
-    python experiments/fashion.py [--name fashion] [--steps 10000]     train → runs/NAME; called again, it goes on
+    python experiments/fashion.py [--name fashion]               train → runs/NAME; called again, it goes on
     python experiments/fashion.py --score-it [--name fashion]          FID of every snapshot → results/fashion.jsonl
-    python experiments/fashion.py --ship --snapshot ema0.1-10000       a snapshot → miniai/weights/NAME
+    python experiments/fashion.py --ship --snapshot ema0.1-8000        a snapshot → miniai/weights/NAME
 
 Muon turns the matrices, Adam the rest. The learning rate falls as 1/√step and the weights are averaged over a fixed share of the training (Karras et al. 2024,
 *Analyzing and Improving the Training Dynamics of Diffusion Models*, §3): one may look at any time, and let it go on.
@@ -32,8 +32,8 @@ from miniai.sgd import BatchSchedCB
 from miniai.unet import WEIGHTS, load_unet
 
 RECIPES = dict(
-    fashion=dict(form=edm(sigma_data=0.706, P_mean=-0.8, P_std=1.1), drop=0.1, net=dict(attn=0, widths=(64,128))),
-    fashion_ddpm=dict(form=ddpm(), drop=None, net=dict(attn=0)))
+    fashion=dict(form=edm(sigma_data=0.706, P_mean=-0.8, P_std=1.1), drop=0.1, net=dict(attn=0, widths=(64,128)), steps=8000, anneal=2500),
+    fashion_ddpm=dict(form=ddpm(), drop=None, net=dict(attn=0), steps=5000, anneal=1500))
 SHARED = dict(bs=128, lr=2e-3, muon=0.01, flat=2500, warmup=200, seed=42, emas=[0.05, 0.1])
 CLASSES = 'T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot'.split(',')
 
@@ -129,7 +129,7 @@ def ship_snapshot(name, path, to):
     r = recipe(name); sd,card = load(path); rows = [json.loads(l) for l in (path.parent/'log.jsonl').open()]
     history = [row for row in rows if row['step'] <= card['step']][::10]
     what = Card(config=card['config'], form=r['form'].card(), size=[1,28,28], data='Fashion-MNIST', n_train=60000, epochs=round(card['step']*r['bs']/60000, 2),
-                recipe=f"python experiments/fashion.py --name {name}", lr=r['lr'], bs=r['bs'], ema=card['ema'], seed=r['seed'], cpu_seconds=round(card['cpu_seconds']),
+                recipe=f"python experiments/fashion.py --name {name}: {path.name}", lr=r['lr'], bs=r['bs'], ema=card['ema'], seed=r['seed'], cpu_seconds=round(card['cpu_seconds']),
                 history=history, drop=r['drop'], classes=CLASSES if r['drop'] is not None else None, optimizer=f"Muon at {r['muon']} on matrices, Adam on the rest")
     print(save_denoiser(sd, WEIGHTS/to, what))
 
@@ -151,8 +151,8 @@ def draw_curve(path):
 def main(
     name:str='fashion',       # which network
     out:str='',               # folder of checkpoint, snapshots and log; '': runs/NAME
-    steps:int=10000,          # of 128 images, in all
-    anneal:int=3000,          # the last so many of them, in which the rate falls to 0
+    steps:int=None,           # of 128 images, in all; None: the recipe's
+    anneal:int=None,          # the last so many of them, in which the rate falls to 0; None: the recipe's
     every:int=1000,           # steps between snapshots
     score_it:bool=False,      # score the snapshots that are not scored yet
     only:str='',              # score only snapshots whose name contains this
@@ -165,8 +165,8 @@ def main(
     curve:str='',             # draw FID against images into this file
 ):
     "Train, score or ship"
-    torch.set_num_threads(1); recipe(name); out = out or f'runs/{name}'
+    torch.set_num_threads(1); r = recipe(name); out = out or f'runs/{name}'
     if curve: return draw_curve(curve)
     if score_it: return score_snapshots(name, out, n, not no_labels, only, seed)
     if ship: return ship_snapshot(name, Path(out)/snapshot, to or name)
-    train(name, out, steps, anneal, every)
+    train(name, out, steps or r['steps'], r['anneal'] if anneal is None else anneal, every)

@@ -4,6 +4,7 @@ Samples of every class alike, guided by the label, by the label within an interv
 each scored by FID, precision, recall, Inception Score, and by how often a classifier sees the class that was asked for
 → results/guidance.jsonl. A record that is there is not made again, so the same command goes on after a kill; the most
 telling ones are made first. About 30 CPU s for 2,048 images by ten calls, twice that where two calls are made at each level."""
+import time
 from pathlib import Path
 
 import torch
@@ -14,18 +15,13 @@ from miniai.core import log_record, read_records, results_path
 from miniai.guidance import autoguided, guided
 from miniai.recipes import load_denoiser, reference_eval
 from miniai.datasets import to_unit
-from miniai.resnet import WEIGHTS, fashion_classifier
+from miniai.resnet import fashion_classifier
 from miniai.solvers import sample
-from fashion import denoiser as snapshot_denoiser, recipe
 
 INTERVAL = 0.2, 5.
 WAYS = [('none', 1., 42), ('interval', 2., 42), ('label', 2., 42), ('early', 2., 42), ('label', 4., 42), ('interval', 4., 42),
         ('label', 1.5, 42), ('interval', 1.5, 42), ('early', 1.5, 42), ('early', 3., 42)]
 WAYS += [(how, w, seed) for seed in (43, 44) for how,w in (('none', 1.), ('interval', 2.))]
-
-def network(path, name):
-    "The shipped network of that name, or a snapshot"
-    return snapshot_denoiser(recipe('fashion'), path)[0] if path else load_denoiser(name)
 
 def denoiser(how, scale, den, bad):
     "The denoiser of one row"
@@ -33,16 +29,11 @@ def denoiser(how, scale, den, bad):
     if how == 'early': return autoguided(den, bad, scale)
     return guided(den, scale, INTERVAL) if how == 'interval' else guided(den, scale)
 
-def judges():
-    "Classifiers that say which class an image is of: the one whose features FID uses, and another where it is shipped"
-    names = ['fashion_classifier', 'fashion_classifier2']
-    return {nm: fashion_classifier('cpu', nm) for nm in names if (WEIGHTS/f'{nm}.safetensors').exists()}
-
 @torch.no_grad()
 def agreement(x, y):
-    "Share of images in which each classifier sees the class that was asked for"
-    return {nm: sum((clf(a).argmax(1) == b).sum().item() for a,b in zip(x.split(256), y.split(256)))/len(x)
-            for nm,clf in judges().items()}
+    "Share of images in which the classifier sees the class that was asked for"
+    clf = fashion_classifier('cpu')
+    return {'fashion_classifier': sum((clf(a).argmax(1) == b).sum().item() for a,b in zip(x.split(256), y.split(256)))/len(x)}
 
 def row(ie, x, y, nfe, secs, **what):
     "Scores of images, as a record"
@@ -51,7 +42,6 @@ def row(ie, x, y, nfe, secs, **what):
 
 def draw(den, n, y, seed, steps):
     "Images, calls of the network for each, CPU seconds"
-    import time
     calls,start = [], time.process_time()
     x = sample(den, n, steps=steps, y=y, seed=seed, on_step=lambda i, now: calls.append(now.nfe)).clamp(-1, 1)
     return x, calls[-1], round(time.process_time()-start, 1)
@@ -66,16 +56,14 @@ def main(
     n:int=2048,            # images of each row
     steps:int=10,          # noise levels, by dpmpp_2m
     rows:int=None,         # only the first so many
-    snapshot:str='',       # a snapshot of a training that still runs, in place of the weights `fashion`: runs/fashion/ema0.1-6000
-    early:str='',          # another, in place of `fashion_early`
     out:str='',            # where records go; '': results/guidance.jsonl
 ):
     "Make the records that are not there yet"
     torch.set_num_threads(1)
     path,ie = Path(out) if out else results_path('guidance'), reference_eval()
-    den,bad = (network(p, nm) for p,nm in ((snapshot, 'fashion'), (early, 'fashion_early')))
-    y,made = torch.arange(n) % 10, dict(weights=Path(snapshot).name or 'fashion', early=Path(early).name or 'fashion_early', n=n, steps=steps)
-    command = f'python experiments/guidance.py --n {n}' + (f' --snapshot runs/fashion/{made["weights"]} --early runs/fashion/{made["early"]}' if snapshot else '')
+    den,bad = load_denoiser('fashion'), load_denoiser('fashion_early')
+    y,made = torch.arange(n) % 10, dict(weights='fashion', early='fashion_early', n=n, steps=steps)
+    command = f'python experiments/guidance.py --n {n}'
     if not read_records(path, how='real', n=n):
         x,labels = real(ie, n)
         log_record(path, **row(ie, x, labels, 0, 0., what='guidance', how='real', scale=None, seed=42, command=command))
