@@ -96,3 +96,11 @@ def test_more_processes_than_rows(monkeypatch):
     import miniai.dist as d
     monkeypatch.setattr(d, 'world', lambda: 4)
     with pytest.raises(ValueError, match='a batch of 3 cannot be shared by 4 processes'): d.share(3)
+
+def test_one_process_goes_on_where_two_were(two, tmp_path):
+    "The checkpoint says nothing of how many processes there were"
+    assert run(tmp_path, 2, DIE='1').returncode
+    res = run(tmp_path, 1)
+    assert res.returncode == 0 and 'going on after' in res.stdout, res.stderr
+    a,b = load(tmp_path/'net')[0], load(two[0]/'net')[0]
+    for k in a: torch.testing.assert_close(a[k], b[k], rtol=0, atol=2e-4)
