@@ -1,5 +1,5 @@
 "The draw page: `python site/draw/build.py [OUT]` writes OUT/draw.html, OUT/field.html and OUT/draw/: scripts, the network, onnxruntime-web (from npm)"
-import argparse, hashlib, inspect, json, shutil, subprocess, sys, tempfile
+import argparse, gzip, hashlib, inspect, json, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -9,7 +9,6 @@ ORT = '1.30.0'
 RUNTIME = ('ort.wasm.min.mjs', 'ort-wasm-simd-threaded.mjs', 'ort-wasm-simd-threaded.wasm',
            'ort.webgpu.min.mjs', 'ort-wasm-simd-threaded.asyncify.mjs', 'ort-wasm-simd-threaded.asyncify.wasm')
 NAMES = ('fashion', 'fashion_edm')         # the first of these that is shipped
-KINDS = ['T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot']     # where a card does not name them
 
 # --- the lines of Python that are lit while they run, and their equations
 
@@ -62,7 +61,9 @@ def runtime(out):
         if not shutil.which('npm'): raise SystemExit('the draw page needs onnxruntime-web from npm: on Debian, apt-get install npm')
         home.mkdir(parents=True, exist_ok=True)
         subprocess.run(['npm', 'install', '--silent', '--ignore-scripts', '--prefix', home, f'onnxruntime-web@{ORT}'], check=True)
-    for f in RUNTIME: shutil.copy(dist/f, out/f)
+    for f in RUNTIME:
+        if f.endswith('.wasm'): (out/f'{f}.packed').write_bytes(gzip.compress((dist/f).read_bytes(), mtime=0))     # a quarter of the size; worker.js unpacks it
+        else: shutil.copy(dist/f, out/f)
 
 def network(out):
     "The first of NAMES that is shipped, as ONNX; returns its card. Kept in a cache, as tracing takes half a minute"
@@ -82,7 +83,7 @@ def network(out):
     x = torch.arange(c[0]*c[1]*c[2]).sin().view(1, *c)
     with torch.no_grad(): x0,_ = den(x, Level(1., 1., 1.), torch.tensor([-1]) if den.n_classes else None)
     return dict(check=x0.flatten()[::49].tolist(), name=name, size=den.size, n_classes=den.n_classes or 0,
-                classes=kinds if len(kinds := den.card.get('classes') or []) == den.n_classes else KINDS[:den.n_classes or 0],
+                classes=den.card.get('classes') or [],
                 params=n, cpu_seconds=den.card['cpu_seconds'], form=den.card['form']['name'])
 
 def build(out='_site'):

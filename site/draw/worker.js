@@ -3,6 +3,12 @@ import {imageNoise} from './noise.js'
 import {guided, inpainted, mix, sample, sigmas} from './loop.js'
 
 let net, size, job = 0
+const WASM = {wasm: 'ort-wasm-simd-threaded', webgpu: 'ort-wasm-simd-threaded.asyncify'}
+
+async function unpacked(url) {
+  const packed = (await fetch(url)).body
+  return new Response(packed.pipeThrough(new DecompressionStream('gzip'))).arrayBuffer()
+}
 
 async function load() {
   const card = await (await fetch('card.json')).json()
@@ -11,6 +17,7 @@ async function load() {
   for (const on of tries) try {
     const ort = await import(`./ort.${on}.min.mjs`)
     ort.env.wasm.numThreads = 1                                    // more would need headers that a plain file server does not send
+    ort.env.wasm.wasmBinary = await unpacked(`${WASM[on]}.wasm.packed`)
     ort.env.logLevel = 'error'
     const session = await ort.InferenceSession.create('clothes.onnx', {executionProviders: [on]})
     size = card.size.reduce((a, b) => a*b)
