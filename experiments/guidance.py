@@ -21,7 +21,7 @@ from miniai.solvers import sample
 INTERVAL = 0.2, 5.
 WAYS = [('none', 1., 42), ('interval', 2., 42), ('label', 2., 42), ('early', 2., 42), ('label', 4., 42), ('interval', 4., 42),
         ('label', 1.5, 42), ('interval', 1.5, 42), ('early', 1.5, 42), ('early', 3., 42)]
-WAYS += [(how, w, seed) for seed in (43, 44) for how,w in (('none', 1.), ('interval', 2.))]
+WAYS += [(how, w, seed) for seed in (43, 44) for how,w in (('none', 1.), ('early', 1.5), ('interval', 1.5))]
 
 def denoiser(how, scale, den, bad):
     "The denoiser of one row"
