@@ -17,7 +17,7 @@ from miniai.unet import WEIGHTS
 NEW = [('learned', 5), ('ipndm', 5), ('ddim', 1), ('ipndm', 10), ('dpmpp_2m', 10), ('ddim', 2)]
 CURVES = [('dpmpp_2m', 5), ('unipc', 5), ('unipc', 10), ('dpmpp_2m', 3), ('ipndm', 3), ('ddim', 5), ('ddim', 10), ('dpmpp_2m', 20),
           ('ipndm', 20), ('ddim', 20), ('dpmpp_2m', 50), ('ddim', 50)]
-SEEDS = [(solver, steps, seed) for seed in (43, 44) for solver,steps in (('learned', 5), ('dpmpp_2m', 10))]
+SEEDS = [(solver, steps, seed) for seed in (43, 44) for solver,steps in (('learned', 5), ('dpmpp_2m', 5), ('dpmpp_2m', 10))]
 TABLE = [(*o, 42) for o in NEW] + SEEDS + [(*o, 42) for o in CURVES]
 
 def labels(den, n):
