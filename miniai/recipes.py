@@ -72,11 +72,12 @@ def orthogonal(
 class MuonAdam(optim.Adam):
     "Muon (Jordan 2024) for the matrices and kernels inside a U-Net, fused Adam for the rest"
     def __init__(self,
-        net,         # `UNet`
+        net,         # `UNet`, or any network: its `conv_in`, `out` and `labels` are left to Adam
         lr,          # Adam's rate
         muon_lr=0.,  # Muon's rate; 0: Adam for everything
     ):
-        ends = {id(p) for m in (net.conv_in, net.out, net.labels) if m is not None for p in m.parameters()}
+        ends = [getattr(net, nm, None) for nm in ('conv_in', 'out', 'labels')]
+        ends = {id(p) for m in ends if m is not None for p in m.parameters()}
         inner = [p for p in net.parameters() if muon_lr and p.ndim > 1 and id(p) not in ends]
         own = {id(p) for p in inner}
         rest = [p for p in net.parameters() if id(p) not in own]
