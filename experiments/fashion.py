@@ -33,7 +33,7 @@ from miniai.unet import WEIGHTS, load_unet
 
 RECIPES = dict(
     fashion=dict(form=edm(sigma_data=0.706, P_mean=-0.8, P_std=1.1), drop=0.1, net=dict(attn=0, widths=(64,128)), steps=8000, anneal=2500),
-    fashion_ddpm=dict(form=ddpm(), drop=None, net=dict(attn=0), steps=5000, anneal=1500))
+    fashion_ddpm=dict(form=ddpm(), drop=None, net=dict(attn=0, widths=(64,128)), steps=5000, anneal=1800))
 SHARED = dict(bs=128, lr=2e-3, muon=0.01, flat=2500, warmup=200, seed=42, emas=[0.05, 0.1])
 CLASSES = 'T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot'.split(',')
 

@@ -124,8 +124,22 @@ def _settings(learn):
     return out
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000030
+_BROKEN = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
+
+def _whole(s):
+    "A checkpoint's state, if it has the parts that a state has"
+    a,b = s['at']
+    at = isinstance(a, int) and isinstance(b, int) and a >= 0 and b >= -1
+    parts = [s['parts']['model'], *(s[k] for k in ('settings', 'grads', 'parts', 'now', 'start'))]
+    if not at or not isinstance(s['done'], str) or not all(isinstance(o, dict) for o in parts):
+        raise ValueError('no state of a run')
+    if not all(isinstance(o, torch.Tensor) for o in parts[0].values()): raise ValueError('no weights')
+    return s
+
 def _read(path):
     "The state in a checkpoint; raises `ValueError` for a file that is none"
+    if not path.is_file():
+        raise ValueError(f'{path} is not a plain file: give another path for the checkpoint')
     try:
         with safe_open(path, 'pt') as f:
             meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
@@ -135,8 +149,8 @@ def _read(path):
     if meta.get('format') != '2':
         raise ValueError(f'{path} holds no checkpoint of this version of miniai; give another '
                          'path, or delete it to begin anew')
-    try: return _unpack(json.loads(meta['state']), tensors)
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as e:
+    try: return _whole(_unpack(json.loads(meta['state']), tensors))
+    except _BROKEN as e:
         raise ValueError(f'{path} is a broken checkpoint ({type(e).__name__}: {e}); delete it to '
                          'begin anew') from None
 
@@ -194,7 +208,9 @@ def _open(self:CheckpointCB, learn):
     if (m := self._wrong(learn)): raise ValueError(f'{self.path} {m}, {_anew}')
     self.last = epoch,batch = s['at']
     self.at = (learn.n_epochs, 0) if s['done'] == 'cancelled' else (epoch, batch)
-    self._restore(learn)
+    try: self._restore(learn)
+    except _BROKEN as e:
+        raise ValueError(f'{self.path} is a broken checkpoint ({type(e).__name__}), {_anew}') from None
     if self.at != (learn.n_epochs, 0): print(f'going on {_where(epoch, batch)}, from {self.path}')
     else: print(f'{self.path} holds this run, {s["done"] or "finished"}: '
                 'its weights are loaded, and there is nothing left to do')

@@ -253,14 +253,21 @@ def _mismatch(sd, want):
     return '; '.join(f'{nm}: {few(ks)}' for nm,ks in parts.items() if ks)
 
 # %% ../nbs/00_core.ipynb #00c0a009
+def _json_card(text, name):
+    "A card's JSON as a dict; `ValueError` for anything else"
+    try: out = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'{name} is not JSON ({e}): correct it, or delete it') from None
+    if isinstance(out, dict): return out
+    raise ValueError(f'{name} is no card, which is a JSON object, but a {type(out).__name__}: '
+                     'save the weights again with `save`')
+
 def _card(path, inside):
     "The card of the weights at `path`: the one inside their file, if there is one"
     beside = path.with_suffix('.json')
-    try: out = json.loads(beside.read_text(encoding='utf-8')) if beside.exists() else None
-    except ValueError as e:
-        raise ValueError(f'{beside} is not JSON ({e}): correct it, or delete it') from None
+    out = _json_card(beside.read_bytes(), beside) if beside.is_file() else None
     if inside is None: return out or {}
-    inside = json.loads(inside)
+    inside = _json_card(inside, f'the card in {path.name}')
     if out not in (None, inside):
         warnings.warn(f'{beside.name} is not the card that {path.name} was saved with, which is '
                       'used instead (the save was cut short, or the card edited: to change a card, '
@@ -273,6 +280,8 @@ def _read_weights(path, device):
     "`(tensors, card)` of a safetensors file"
     if not path.exists():
         raise FileNotFoundError(f'{path} does not exist; `save(model, path)` would make it')
+    if not path.is_file():
+        raise ValueError(f'{path} is not a plain file: `save(model, path)` writes one')
     try:
         with safe_open(path, 'pt', device=str(device)) as f:
             card = _card(path, (f.metadata() or {}).get('card'))
@@ -382,6 +391,7 @@ def read_records(
     "The records of a file, oldest first, or []. A line that is no record is left out, and named"
     path = Path(path)
     if not path.exists(): return []
+    if not path.is_file(): raise ValueError(f'{path} is not a plain file of records')
     lines = [(i,l) for i,l in enumerate(path.read_bytes().split(b'\n'), 1) if l.strip()]
     recs = [(i, _record(l)) for i,l in lines]
     if (bad := [str(i) for i,r in recs if r is None]):

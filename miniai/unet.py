@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
-from .core import def_device, load, weights_path
+from .core import _mismatch, def_device, load, weights_path
 
 # %% ../nbs/25_unet.ipynb #aca3fea9
 def timestep_embedding(
@@ -225,6 +225,16 @@ def weights_names() -> list[str]:
                   if json.loads(p.read_text(encoding='utf-8')).get('model') == 'UNet')
 
 # %% ../nbs/25_unet.ipynb #ff086d67
+def _check_config(config, path):
+    "Raise `ValueError` unless these are a U-Net's arguments; nothing of its size is made"
+    try:
+        blocks = len(config.get('widths', ()))*config.get('n_blocks', 1)
+        if blocks > 1000: raise ValueError(f'{blocks} blocks')
+        with torch.device('meta'): return UNet(**config)
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as e:
+        raise ValueError(f"the card of '{path}' describes no U-Net ({str(e).partition(chr(10))[0]}): "
+                         'save it with `save(net, path, config=net.config)`') from None
+
 def load_unet(
     path=None,          # a name from `weights_names()`, or a path; None: 'fashion_ddpm'
     device=def_device,  # where to put it
@@ -235,9 +245,12 @@ def load_unet(
     if not weights_path(path).exists():
         raise FileNotFoundError(f"there are no weights '{path}': give a path that `core.save` "
                                 f"returned, or one of the package's own: {', '.join(names)}")
-    _,card = load(path)
+    sd,card = load(path)
     if 'config' not in card:
         raise ValueError(f"the card of '{path}' does not say how to make its U-Net: "
                          'save it with `save(net, path, config=net.config)`')
+    shape = _check_config(card['config'], path).state_dict()
+    if m := _mismatch(sd, shape):
+        raise ValueError(f"'{path}' holds weights of another architecture than its card says: {m}")
     net,_ = load(path, UNet(**card['config']))
     return net.to(device).eval(), card
