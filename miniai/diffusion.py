@@ -82,9 +82,8 @@ def as_form(
     if not isinstance(form, (str, dict, type(None))):
         raise ValueError(f'a form is a `Form`, a name or a dict, got {type(form).__name__}')
     kw = dict(name=form) if isinstance(form, str) else dict(form or {})
-    name = kw.pop('name', None)
-    if name is None: raise ValueError(f'a form has a name, as in {{"name": "edm"}}; got {form!r}')
-    if not isinstance(name, str) or name not in FORMS:
+    if 'name' not in kw: raise ValueError(f'a form has a name, as in {{"name": "edm"}}; got {form!r}')
+    if (name := kw.pop('name')) not in list(FORMS):
         raise ValueError(f'no form {name!r}: there are {", ".join(FORMS)}; '
                          'one of your own is known once its module is imported')
     try: return FORMS[name](**kw)

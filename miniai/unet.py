@@ -252,5 +252,4 @@ def load_unet(
     shape = _check_config(card['config'], path).state_dict()
     if m := _mismatch(sd, shape):
         raise ValueError(f"'{path}' holds weights of another architecture than its card says: {m}")
-    net,_ = load(path, UNet(**card['config']))
-    return net.to(device).eval(), card
+    return load(path, UNet(**card['config']))[0].to(device).eval(), card
