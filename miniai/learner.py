@@ -59,16 +59,16 @@ class CancelStepException(Exception):
     "Raise it in `after_backward` to leave out the step; the gradients stay, and add up"
 
 # %% ../nbs/09_learner.ipynb #09a00003
-def _cleanup(learn, nm):
-    "All callbacks clean up, whatever happens in one; an error here does not hide the one under way"
-    under_way, first = sys.exc_info()[1], None
+def _cleanup(learn, nm, outer):
+    "All callbacks clean up, whatever happens in one; of several errors the first is raised"
+    now = sys.exc_info()[1]                  # may be older than this call, or a cancel passing through
+    first = failed = None if now is outer or isinstance(now, tuple(_cancels.values())) else now
     for cb in sorted(learn.cbs, key=attrgetter('order')):
         try: run_cbs([cb], nm, learn)
-        except Exception as e:
-            if first or under_way:
-                warnings.warn(f'{type(cb).__name__}.{nm} failed too: {type(e).__name__}: {e}')
-            else: first = e
-    if first: raise first
+        except BaseException as e:
+            if first: warnings.warn(f'{type(cb).__name__}.{nm} failed too: {type(e).__name__}: {e}')
+            first = first or e
+    if first is not failed: raise first
 
 # %% ../nbs/09_learner.ipynb #8642a9b0
 _cancels = dict(fit=CancelFitException, epoch=CancelEpochException, batch=CancelBatchException)
@@ -80,12 +80,13 @@ def with_cbs(
     def _wrap(f):
         @wraps(f)
         def _f(self, *args, **kwargs):
+            outer = sys.exc_info()[1]
             try:
                 self.callback(f'before_{nm}')
                 f(self, *args, **kwargs)
                 self.callback(f'after_{nm}')
             except _cancels[nm]: pass
-            finally: _cleanup(self, f'cleanup_{nm}')
+            finally: _cleanup(self, f'cleanup_{nm}', outer)
         return _f
     return _wrap
 
@@ -207,8 +208,7 @@ def _provider(learn, verb):
 @contextmanager
 def _ready(self:Learner, extra, train, valid):
     "The learner with `extra` callbacks and its verbs; both are taken away again, whatever happens"
-    before = self.cbs
-    self.cbs = [*before, *extra, FiniteLossCB()]
+    before,self.cbs = self.cbs, [*self.cbs, *extra, FiniteLossCB()]
     try:
         _check_data(self.dls, train, valid)
         for verb in VERBS:

@@ -113,6 +113,7 @@ def before_fit(self:TrackerCB, learn):
     "The tracker is opened, and told what is being run"
     MetricsCB.before_fit(self, learn)
     self.run,self.losses,self.lr,self.n_seen = None, [], None, 0
+    self.outer = sys.exc_info()[1]               # an error from before this fit is none of it
     now = time.strftime('%Y%m%d-%H%M%S') + f'-{time.time_ns()//10**6%1000:03d}'
     self.run_name = self.name or now
     self.dir,self.post = self.folder/self.run_name, Post(type(self).__name__)
@@ -172,9 +173,8 @@ def _log(self:TrackerCB, d):
 
 # %% ../nbs/21_cifar10_and_wandb.ipynb #21a0002a
 @patch
-def after_fit(self:TrackerCB, learn):
+def _keep(self:TrackerCB, learn):
     "The weights, as a file and to the tracker"
-    if not self.weights: return
     try: path = save(learn.model, self.dir/'weights', config=getattr(learn.model, 'config', None))
     except Exception as e:
         return self.post.note(f'the weights could not be written ({sentence(e)})')
@@ -182,8 +182,9 @@ def after_fit(self:TrackerCB, learn):
 
 @patch
 def cleanup_fit(self:TrackerCB, learn):
-    "All that is left is delivered, also when the fit failed"
+    "All that is left is delivered, also when the fit failed; weights if it ended or was cancelled"
     if not self.post: return
+    if self.weights and sys.exc_info()[1] is self.outer: self._keep(learn)
     try: self._deliver()
     except Exception as e: self.post.note(f'the last losses are lost: {sentence(e)}')
     self.post.slow = math.inf
