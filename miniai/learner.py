@@ -22,12 +22,12 @@ import torch
 from fastcore.basics import patch
 from torch import nn, optim
 
-from .core import def_device, to_cpu, to_device
+from .core import Open, def_device, to_cpu, to_device
 
 _all_ = ['def_device', 'to_cpu', 'to_device']      # who imports all of this module expects them
 
 # %% ../nbs/09_learner.ipynb #b9c5eb26
-class Callback:
+class Callback(Open):
     "Acts during a fit: its methods are named after the events, and each is handed the learner"
     order = 0
 
@@ -103,25 +103,25 @@ def _given(dl):
     return dl is not None and not (isinstance(dl, (list, tuple)) and not dl)
 
 # %% ../nbs/09_learner.ipynb #0b6bac14
-class Learner:
+class Learner(Open):
     "Model, data, loss and optimiser, joined by a loop that never changes; all else is callbacks"
     def __init__(self,
-        model:nn.Module,             # what is trained
-        dls=((), ()),                # `DataLoaders`, a pair (train, valid), or a training loader
-        loss_func:Callable=None,     # called with predictions and targets
-        lr:float=0.1,                # learning rate
-        cbs=None,                    # callbacks of every fit
-        opt_func:Callable=optim.SGD, # called with parameters and learning rate; None: no optimiser
+        model:nn.Module,              # what is trained
+        dls=((), ()),                 # `DataLoaders`, a pair (train, valid), or a training loader
+        loss_func:Callable|None=None, # called with predictions and targets
+        lr:float=0.1,                 # learning rate
+        cbs=None,                     # callbacks of every fit
+        opt_func:Callable|None=optim.SGD,  # called with parameters and lr; None: no optimiser
     ):
         self.model,self.dls,self.loss_func = model,_loaders(dls),loss_func
         self.lr,self.opt_func,self.opt,self.cbs = lr,opt_func,None,fc.L(cbs)
 
     def fit(self,
-        n_epochs:int=1,   # times through the data
-        train:bool=True,  # go through the training batches
-        valid:bool=True,  # go through the validation batches, if there are any
-        cbs=None,         # further callbacks for this fit
-        lr:float=None,    # learning rate for this fit; None: the learner's
+        n_epochs:int=1,      # times through the data
+        train:bool=True,     # go through the training batches
+        valid:bool=True,     # go through the validation batches, if there are any
+        cbs=None,            # further callbacks for this fit
+        lr:float|None=None,  # learning rate for this fit; None: the learner's
     ) -> None:
         "Train and validate; `ValueError` for an empty loader, or a verb with no or two providers"
         with self._ready(fc.L(cbs), train, valid):
@@ -224,7 +224,7 @@ class FiniteLossCB(Callback):
     "Always there: an error when a training loss, or after an epoch a weight, is not finite"
     order = -50
     def __init__(self,
-        every:int=None,  # batches between looks; None: 1 on the CPU, 20 elsewhere
+        every:int|None=None,  # batches between looks; None: 1 on the CPU, 20 elsewhere
     ): self.every = every
     def before_epoch(self, learn): self.losses, self.last = [], math.nan
     def after_loss(self, learn):
@@ -312,13 +312,13 @@ class TrainLearner(Learner):
 class MomentumLearner(TrainLearner):
     "A `TrainLearner` that keeps a share of each gradient instead of zeroing it: momentum"
     def __init__(self,
-        model:nn.Module,             # what is trained
-        dls=((), ()),                # `DataLoaders`, a pair (train, valid), or a training loader
-        loss_func:Callable=None,     # called with predictions and targets
-        lr:float=None,               # learning rate; None: 0.1
-        cbs=None,                    # callbacks of every fit
-        opt_func:Callable=optim.SGD, # called with parameters and learning rate
-        mom:float=0.85,              # the share that is kept, in [0,1)
+        model:nn.Module,              # what is trained
+        dls=((), ()),                 # `DataLoaders`, a pair (train, valid), or a training loader
+        loss_func:Callable|None=None, # called with predictions and targets
+        lr:float|None=None,           # learning rate; None: 0.1
+        cbs=None,                     # callbacks of every fit
+        opt_func:Callable=optim.SGD,  # called with parameters and learning rate
+        mom:float=0.85,               # the share that is kept, in [0,1)
     ):
         self.mom = mom
         super().__init__(model, dls, loss_func, 0.1 if lr is None else lr, cbs, opt_func)
@@ -332,7 +332,7 @@ class DeviceCB(Callback):
     "Put the model on the device at the start, and each batch as it comes"
     order = -10
     def __init__(self,
-        device:str=def_device,  # where to
+        device:str|torch.device=def_device,  # where to
     ): self.device = device
     def before_fit(self, learn):
         if hasattr(learn.model, 'to'): learn.model.to(self.device)
