@@ -30,7 +30,7 @@ smoke: sync $(VENV)/.data               ## every notebook, top to bottom, in sec
 	out=$$($(BIN)/jupyter execute --timeout=600 "nbs/{}.ipynb" 2>&1) && echo "{} ran" || { echo "$$out"; echo "{} FAILED"; exit 1; }'
 
 pytest: smoke $(VENV)/.site $(VENV)/.browser
-	$(BIN)/pytest -q tests
+	$(BIN)/pytest -q -n 2 --dist worksteal tests
 
 nbs: $(VENV)/.dev $(VENV)/.data         ## run notebooks at MINIAI_SCALE and keep their outputs: make nbs NB="15_DDPM 18_fid"
 	@if [ "$$MINIAI_SCALE" = smoke ]; then echo 'outputs of a smoke run are not kept: set MINIAI_SCALE to cpu or gpu, or leave it unset'; exit 1; fi

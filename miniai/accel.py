@@ -31,9 +31,9 @@ class MixedPrecision(TrainCB):
     "The five verbs, model and loss in half precision (Micikevicius et al. 2018)"
     order = DeviceCB.order+10
     def __init__(self,
-        n_inp:int=1,                      # how many items of the batch are the model's inputs
-        dtype:torch.dtype=torch.bfloat16, # or torch.float16, with loss scaling (CUDA only)
-        device:str=def_device,            # where the model runs
+        n_inp:int=1,                        # how many items of the batch are the model's inputs
+        dtype:torch.dtype=torch.bfloat16,   # or torch.float16, with loss scaling (CUDA only)
+        device:str|torch.device=def_device, # where the model runs
     ):
         super().__init__(n_inp)
         self.kind,self.dtype = torch.device(device).type, dtype

@@ -203,10 +203,12 @@ def cat_batches(
 # %% ../nbs/14_augment.ipynb #d4a3ca87
 class CapturePreds(Callback):
     "Collects inputs, predictions and targets of a fit, on the CPU, in `.inps`, `.preds`, `.targs`"
+    seen = ()
     def before_fit(self, learn): self.seen = []
     def after_batch(self, learn):
         self.seen.append(to_cpu((learn.batch[0], learn.preds, learn.batch[1])))
-    def after_fit(self, learn): self.inps, self.preds, self.targs = cat_batches(self.seen)
+    def cleanup_fit(self, learn):                   # of a cancelled fit too
+        if self.seen: self.inps, self.preds, self.targs = cat_batches(self.seen)
 
 # %% ../nbs/14_augment.ipynb #19032eb7
 def capture_preds(

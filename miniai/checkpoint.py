@@ -170,9 +170,9 @@ class CheckpointCB(Callback):
     "Saves what a fit needs to go on exactly where it was, and goes on from it. Give it to `fit`"
     order = 90
     def __init__(self,
-        path:Path,           # of the file, `.safetensors`
-        every:int=None,      # save after so many batches too; None: after each epoch only
-        settings:dict=None,  # what a run that goes on must have in common: data, seed…
+        path:str|Path,            # of the file, `.safetensors`
+        every:int|None=None,      # save after so many batches too; None: after each epoch only
+        settings:dict|None=None,  # what a run that goes on must have in common: data, seed…
     ):
         self.path, self.every, self.given = weights_path(path), every, settings or {}
         self.on, self.was = False, {}

@@ -13,7 +13,7 @@ import fastcore.all as fc
 import torch
 from fastcore.basics import patch
 
-from .core import load as load_tensors, save as save_tensors, to_cpu
+from .core import Open, load as load_tensors, save as save_tensors, to_cpu
 from .datasets import DataLoaders, to_uint8
 from .extractors import Extractor, extractor_from
 from .learner import Callback, CancelBatchException, Learner, TrainLearner
@@ -49,7 +49,7 @@ def _as_extractor(model, dls):
     return Extractor(model, x.shape[1], tuple(x.shape[2:])).eval()
 
 # %% ../nbs/18e_features.ipynb #6697894e
-class FeatureSource:
+class FeatureSource(Open):
     "Features of any images by one extractor; those of the reference (`dls.valid`) are kept by hash"
     def __init__(self,
         model,       # an `Extractor`, its name, or any network from images in ±1 to features

@@ -22,12 +22,12 @@ import torch
 from fastcore.basics import patch
 from torch import nn, optim
 
-from .core import def_device, to_cpu, to_device
+from .core import Open, def_device, to_cpu, to_device
 
 _all_ = ['def_device', 'to_cpu', 'to_device']      # who imports all of this module expects them
 
 # %% ../nbs/09_learner.ipynb #b9c5eb26
-class Callback:
+class Callback(Open):
     "Acts during a fit: its methods are named after the events, and each is handed the learner"
     order = 0
 
@@ -59,16 +59,16 @@ class CancelStepException(Exception):
     "Raise it in `after_backward` to leave out the step; the gradients stay, and add up"
 
 # %% ../nbs/09_learner.ipynb #09a00003
-def _cleanup(learn, nm):
-    "All callbacks clean up, whatever happens in one; an error here does not hide the one under way"
-    under_way, first = sys.exc_info()[1], None
+def _cleanup(learn, nm, outer):
+    "All callbacks clean up, whatever happens in one; of several errors the first is raised"
+    now = sys.exc_info()[1]                  # may be older than this call, or a cancel passing through
+    first = failed = None if now is outer or isinstance(now, tuple(_cancels.values())) else now
     for cb in sorted(learn.cbs, key=attrgetter('order')):
         try: run_cbs([cb], nm, learn)
-        except Exception as e:
-            if first or under_way:
-                warnings.warn(f'{type(cb).__name__}.{nm} failed too: {type(e).__name__}: {e}')
-            else: first = e
-    if first: raise first
+        except BaseException as e:
+            if first: warnings.warn(f'{type(cb).__name__}.{nm} failed too: {type(e).__name__}: {e}')
+            first = first or e
+    if first is not failed: raise first
 
 # %% ../nbs/09_learner.ipynb #8642a9b0
 _cancels = dict(fit=CancelFitException, epoch=CancelEpochException, batch=CancelBatchException)
@@ -80,12 +80,13 @@ def with_cbs(
     def _wrap(f):
         @wraps(f)
         def _f(self, *args, **kwargs):
+            outer = sys.exc_info()[1]
             try:
                 self.callback(f'before_{nm}')
                 f(self, *args, **kwargs)
                 self.callback(f'after_{nm}')
             except _cancels[nm]: pass
-            finally: _cleanup(self, f'cleanup_{nm}')
+            finally: _cleanup(self, f'cleanup_{nm}', outer)
         return _f
     return _wrap
 
@@ -102,25 +103,25 @@ def _given(dl):
     return dl is not None and not (isinstance(dl, (list, tuple)) and not dl)
 
 # %% ../nbs/09_learner.ipynb #0b6bac14
-class Learner:
+class Learner(Open):
     "Model, data, loss and optimiser, joined by a loop that never changes; all else is callbacks"
     def __init__(self,
-        model:nn.Module,             # what is trained
-        dls=((), ()),                # `DataLoaders`, a pair (train, valid), or a training loader
-        loss_func:Callable=None,     # called with predictions and targets
-        lr:float=0.1,                # learning rate
-        cbs=None,                    # callbacks of every fit
-        opt_func:Callable=optim.SGD, # called with parameters and learning rate; None: no optimiser
+        model:nn.Module,              # what is trained
+        dls=((), ()),                 # `DataLoaders`, a pair (train, valid), or a training loader
+        loss_func:Callable|None=None, # called with predictions and targets
+        lr:float=0.1,                 # learning rate
+        cbs=None,                     # callbacks of every fit
+        opt_func:Callable|None=optim.SGD,  # called with parameters and lr; None: no optimiser
     ):
         self.model,self.dls,self.loss_func = model,_loaders(dls),loss_func
         self.lr,self.opt_func,self.opt,self.cbs = lr,opt_func,None,fc.L(cbs)
 
     def fit(self,
-        n_epochs:int=1,   # times through the data
-        train:bool=True,  # go through the training batches
-        valid:bool=True,  # go through the validation batches, if there are any
-        cbs=None,         # further callbacks for this fit
-        lr:float=None,    # learning rate for this fit; None: the learner's
+        n_epochs:int=1,      # times through the data
+        train:bool=True,     # go through the training batches
+        valid:bool=True,     # go through the validation batches, if there are any
+        cbs=None,            # further callbacks for this fit
+        lr:float|None=None,  # learning rate for this fit; None: the learner's
     ) -> None:
         "Train and validate; `ValueError` for an empty loader, or a verb with no or two providers"
         with self._ready(fc.L(cbs), train, valid):
@@ -207,8 +208,7 @@ def _provider(learn, verb):
 @contextmanager
 def _ready(self:Learner, extra, train, valid):
     "The learner with `extra` callbacks and its verbs; both are taken away again, whatever happens"
-    before = self.cbs
-    self.cbs = [*before, *extra, FiniteLossCB()]
+    before,self.cbs = self.cbs, [*self.cbs, *extra, FiniteLossCB()]
     try:
         _check_data(self.dls, train, valid)
         for verb in VERBS:
@@ -224,7 +224,7 @@ class FiniteLossCB(Callback):
     "Always there: an error when a training loss, or after an epoch a weight, is not finite"
     order = -50
     def __init__(self,
-        every:int=None,  # batches between looks; None: 1 on the CPU, 20 elsewhere
+        every:int|None=None,  # batches between looks; None: 1 on the CPU, 20 elsewhere
     ): self.every = every
     def before_epoch(self, learn): self.losses, self.last = [], math.nan
     def after_loss(self, learn):
@@ -312,13 +312,13 @@ class TrainLearner(Learner):
 class MomentumLearner(TrainLearner):
     "A `TrainLearner` that keeps a share of each gradient instead of zeroing it: momentum"
     def __init__(self,
-        model:nn.Module,             # what is trained
-        dls=((), ()),                # `DataLoaders`, a pair (train, valid), or a training loader
-        loss_func:Callable=None,     # called with predictions and targets
-        lr:float=None,               # learning rate; None: 0.1
-        cbs=None,                    # callbacks of every fit
-        opt_func:Callable=optim.SGD, # called with parameters and learning rate
-        mom:float=0.85,              # the share that is kept, in [0,1)
+        model:nn.Module,              # what is trained
+        dls=((), ()),                 # `DataLoaders`, a pair (train, valid), or a training loader
+        loss_func:Callable|None=None, # called with predictions and targets
+        lr:float|None=None,           # learning rate; None: 0.1
+        cbs=None,                     # callbacks of every fit
+        opt_func:Callable=optim.SGD,  # called with parameters and learning rate
+        mom:float=0.85,               # the share that is kept, in [0,1)
     ):
         self.mom = mom
         super().__init__(model, dls, loss_func, 0.1 if lr is None else lr, cbs, opt_func)
@@ -332,7 +332,7 @@ class DeviceCB(Callback):
     "Put the model on the device at the start, and each batch as it comes"
     order = -10
     def __init__(self,
-        device:str=def_device,  # where to
+        device:str|torch.device=def_device,  # where to
     ): self.device = device
     def before_fit(self, learn):
         if hasattr(learn.model, 'to'): learn.model.to(self.device)

@@ -7,13 +7,14 @@ __all__ = ['check_feats', 'check_same_d', 'Moments', 'Stats', 'frechet']
 
 # %% ../nbs/18b_statistics.ipynb #32e32889
 import math
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
 import torch
 from fastcore.basics import patch
 
-from .core import load as load_tensors, save as save_tensors, weights_path
+from .core import Open, load as load_tensors, save as save_tensors, weights_path
 
 # %% ../nbs/18b_statistics.ipynb #c985c10a
 def _as_tensor(feats):
@@ -65,7 +66,7 @@ def _same_kind(a, b):
 # %% ../nbs/18b_statistics.ipynb #b823d348
 def _plus(a, b): return a if b is None else b if a is None else a+b
 
-class Moments:
+class Moments(Open):
     "Count, mean and scatter of features, float64: add chunks as they come, merge parts"
     def __init__(self,
         feats=None,  # N×d to begin with
@@ -116,6 +117,7 @@ def _fold(self:Moments):
 # %% ../nbs/18b_statistics.ipynb #504e5906
 class Stats(Moments):
     "Count, mean and covariance of features, float64: add chunks, merge parts, save, load, compare"
+    load:Callable               # `Stats.load(path)` comes below
     @cached_property
     def cov(self) -> torch.Tensor:
         "The unbiased covariance, d×d; raises `ValueError` for n < 2"

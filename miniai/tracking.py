@@ -82,18 +82,18 @@ class _Api:
 class TrackerCB(_Api, MetricsCB):
     "`MetricsCB` that also tells a tracker, whose failures never stop a fit"
     def __init__(self,
-        api,                     # has `init(project=, name=, config=)`, `log(d, step=)`, `finish()`
-        *ms,                     # metrics with `update`, `compute`, `reset`
-        project:str='miniai',    # runs are gathered under this name
-        name:str=None,           # of the run; None: the time
-        config:dict=None,        # kept beside what `describe_run` finds; secrets are masked
-        sampler=None,            # called with the model each epoch; returns images N×C×H×W in ±1
-        weights:bool=True,       # keep the weights at the end of the fit, as an artifact
-        code:bool=True,          # keep the source that runs and git's changes, secrets masked
-        folder:Path='runs',      # weights and code lie in `<folder>/<name>`
-        every:int=20,            # batches between deliveries; losses stay on their device so long
-        wait:float=10.,          # seconds to wait at the end for a slow tracker
-        **metrics,               # more metrics, by name
+        api,                       # has `init(project=, name=, config=)`, `log(d, step=)`, `finish`
+        *ms,                       # metrics with `update`, `compute`, `reset`
+        project:str='miniai',      # runs are gathered under this name
+        name:str|None=None,        # of the run; None: the time
+        config:dict|None=None,     # kept beside what `describe_run` finds; secrets are masked
+        sampler=None,              # called with the model each epoch; returns images N×C×H×W in ±1
+        weights:bool=True,         # keep the weights at the end of the fit, as an artifact
+        code:bool=True,            # keep the source that runs and git's changes, secrets masked
+        folder:str|Path='runs',    # weights and code lie in `<folder>/<name>`
+        every:int=20,              # batches between deliveries; losses stay on their device so long
+        wait:float=10.,            # seconds to wait at the end for a slow tracker
+        **metrics,                 # more metrics, by name
     ):
         super().__init__(*ms, **metrics)
         self.api,self.project,self.name,self.config = api, project, name, config or {}
@@ -113,6 +113,7 @@ def before_fit(self:TrackerCB, learn):
     "The tracker is opened, and told what is being run"
     MetricsCB.before_fit(self, learn)
     self.run,self.losses,self.lr,self.n_seen = None, [], None, 0
+    self.outer = sys.exc_info()[1]               # an error from before this fit is none of it
     now = time.strftime('%Y%m%d-%H%M%S') + f'-{time.time_ns()//10**6%1000:03d}'
     self.run_name = self.name or now
     self.dir,self.post = self.folder/self.run_name, Post(type(self).__name__)
@@ -172,9 +173,8 @@ def _log(self:TrackerCB, d):
 
 # %% ../nbs/21_cifar10_and_wandb.ipynb #21a0002a
 @patch
-def after_fit(self:TrackerCB, learn):
+def _keep(self:TrackerCB, learn):
     "The weights, as a file and to the tracker"
-    if not self.weights: return
     try: path = save(learn.model, self.dir/'weights', config=getattr(learn.model, 'config', None))
     except Exception as e:
         return self.post.note(f'the weights could not be written ({sentence(e)})')
@@ -182,8 +182,9 @@ def after_fit(self:TrackerCB, learn):
 
 @patch
 def cleanup_fit(self:TrackerCB, learn):
-    "All that is left is delivered, also when the fit failed"
+    "All that is left is delivered, also when the fit failed; weights if it ended or was cancelled"
     if not self.post: return
+    if self.weights and sys.exc_info()[1] is self.outer: self._keep(learn)
     try: self._deliver()
     except Exception as e: self.post.note(f'the last losses are lost: {sentence(e)}')
     self.post.slow = math.inf
@@ -195,9 +196,9 @@ def cleanup_fit(self:TrackerCB, learn):
 class WandBCB(TrackerCB):
     "`TrackerCB` over Weights & Biases; without an account, a directory for `wandb sync`"
     def __init__(self,
-        *ms,            # metrics with `update`, `compute`, `reset`
-        mode:str=None,  # 'online' or 'offline'; None: `WANDB_MODE`, else by the account
-        **kwargs,       # project, name, config, sampler and the rest of `TrackerCB`
+        *ms,                 # metrics with `update`, `compute`, `reset`
+        mode:str|None=None,  # 'online' or 'offline'; None: `WANDB_MODE`, else by the account
+        **kwargs,            # project, name, config, sampler and the rest of `TrackerCB`
     ):
         super().__init__(need('wandb'), *ms, **kwargs)
         nrc = Path.home()/'.netrc'
@@ -312,9 +313,9 @@ def _curves(folder, key):
 
 # %% ../nbs/21_cifar10_and_wandb.ipynb #21a00041
 def compare_runs(
-    folder:Path='runs',      # holds the `run.jsonl` of `JSONLCB`, at any depth
-    key:str='valid/loss',    # what to draw: 'batch/loss', 'train/loss', 'valid/fid', 'lr', …
-    ax=None,                 # matplotlib's axes; None: new ones
+    folder:str|Path='runs',    # holds the `run.jsonl` of `JSONLCB`, at any depth
+    key:str='valid/loss',      # what to draw: 'batch/loss', 'train/loss', 'valid/fid', 'lr', …
+    ax=None,                   # matplotlib's axes; None: new ones
 ) -> dict:
     "Draws `key` against the step for every run below a folder; returns `{name: {step: value}}`"
     out = _curves(folder, key)

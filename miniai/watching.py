@@ -125,7 +125,7 @@ class Post(SayOnce):
 
 # %% ../nbs/20a_watching.ipynb #20a00018
 def write_png(
-    path:Path,        # of the file
+    path:str|Path,    # of the file
     pic:np.ndarray,   # uint8, H×W×3
 ) -> Path:
     "A picture as a PNG file, complete or not there"
@@ -137,13 +137,13 @@ class SaveGridCB(Callback):
     "Every so many epochs or steps a grid of samples, as a PNG file; a full disk stops no fit"
     order = 70                         # after `EMACB`
     def __init__(self,
-        sampler:Callable,              # called with the model; returns images N×C×H×W in ±1
-        folder:Path='runs/grids',      # of the files `<epoch>.png`, or `step_<step>.png`
-        every:int=1,                   # epochs, or steps, between files
-        by:str='epoch',                # what `every` counts: 'epoch', or 'step' of the optimiser
-        seed:int=42,                   # of the noise, the same each time: files can be compared
-        scale:int=2,                   # each pixel becomes scale×scale
-        ncols:int=None,                # images in a row; None: as many as rows
+        sampler:Callable,                  # called with the model; returns images N×C×H×W in ±1
+        folder:str|Path='runs/grids',      # of the files `<epoch>.png`, or `step_<step>.png`
+        every:int=1,                       # epochs, or steps, between files
+        by:str='epoch',                    # what `every` counts: 'epoch' or 'step', the optimiser's
+        seed:int=42,                       # of the noise, the same each time: files can be compared
+        scale:int=2,                       # each pixel becomes scale×scale
+        ncols:int|None=None,               # images in a row; None: as many as rows
     ):
         if by not in ('epoch', 'step'): raise ValueError(f"`by` is 'epoch' or 'step', got {by!r}")
         if every < 1: raise ValueError(f'`every` counts {by}s, from 1, got {every}')

@@ -7,7 +7,7 @@ from torch import nn
 from miniai.augment import *
 from miniai.core import set_seed
 from miniai.datasets import DataLoaders
-from miniai.learner import Callback, DeviceCB, TrainLearner
+from miniai.learner import Callback, DeviceCB, SingleBatchCB, TrainLearner
 from miniai.resnet import summary as the_summary
 
 def ramp(n, side): return torch.arange(float(side*side)).view(1,1,side,side).repeat(n,1,1,1)
@@ -94,6 +94,7 @@ def test_capture_preds():
     assert torch.equal(i, x) and torch.equal(p, x.flatten(1)) and t.tolist() == list(range(6))
     p,t = learn.capture_preds(); assert torch.equal(p, x.flatten(1))
     assert len(learn.cbs) == 1
+    p,t = learn.capture_preds(cbs=SingleBatchCB()); assert torch.equal(p, x[:4].flatten(1))      # of a cancelled fit, what there is
 
 def test_one_number_as_target():
     learn = TrainLearner(nn.Flatten(), DataLoaders([], [(torch.randn(6,1,4,4), torch.tensor([0]))]), fc.noop, cbs=DeviceCB(), opt_func=None)

@@ -90,6 +90,29 @@ def test_an_error_in_a_cleanup_hides_nothing():
     assert t.said[-1] == 'cleanup_fit'
     with pytest.raises(OSError, match='the cleanup'): line(Bad(), t).fit(1)
 
+class BadEnd(Callback):
+    "Fails in one of its cleanups"
+    def __init__(self, nm, error): setattr(self, f'cleanup_{nm}', self.fail); self.error = error
+    def fail(self, learn): raise self.error
+
+@pytest.mark.parametrize('nm', ['batch', 'epoch', 'fit'])
+@pytest.mark.parametrize('error', [OSError('the cleanup'), KeyboardInterrupt('the cleanup')], ids=lambda e: type(e).__name__)
+def test_an_error_in_a_cleanup_is_raised_after_all_cleaned_up(nm, error):
+    "Also while a cancel passes through, which is no error, and in a fit that began while an older error was handled"
+    t = Tell(); fit = line(BadEnd(nm, error), SingleBatchCB(), t).fit
+    try: raise ValueError('an older one')
+    except ValueError:
+        with pytest.raises(type(error), match='the cleanup'): fit(1)
+    assert [o for o in t.said if 'cleanup' in o] == ['cleanup_batch', 'cleanup_epoch', 'cleanup_fit']
+
+def test_ctrl_c_in_a_cleanup_skips_none_and_hides_no_error():
+    class First(Callback):
+        def after_batch(self, learn): raise KeyError('the first')
+    t = Tell()
+    with pytest.warns(UserWarning, match='BadEnd.cleanup_fit failed too: KeyboardInterrupt'), pytest.raises(KeyError, match='the first'):
+        line(BadEnd('fit', KeyboardInterrupt()), First(), t).fit(1)
+    assert t.said[-1] == 'cleanup_fit'
+
 def test_an_interrupted_fit_leaves_a_learner_that_works():
     class Interrupt(Callback):
         def after_backward(self, learn):

@@ -10,7 +10,7 @@ from miniai.core import load, read_records, set_seed
 from miniai.datasets import DataLoaders
 from miniai.checkpoint import CheckpointCB
 from miniai.images import image_grid
-from miniai.learner import Callback, MetricsCB, TrainLearner
+from miniai.learner import Callback, CancelFitException, MetricsCB, TrainLearner
 from common import run_python
 
 OFFLINE = dict(WANDB_MODE='offline', WANDB_ERROR_REPORTING='false', HF_HUB_OFFLINE='1', HF_HUB_DISABLE_TELEMETRY='1')
@@ -428,6 +428,17 @@ def test_trouble_in_a_cleanup_does_not_hide_the_first_error(tmp_path, capsys):
     api = Api()
     with pytest.raises(RuntimeError, match='the first error'): learner(T.TrackerCB(api, folder=tmp_path, wait=60), BadLoss()).fit(1)
     assert api.done and 'TrackerCB: the last losses are lost: AttributeError' in capsys.readouterr().out
+
+@pytest.mark.parametrize('error,kept', [(CancelFitException(), True), (RuntimeError(), False)], ids=['cancelled', 'failed'])
+def test_a_cancelled_fit_leaves_its_weights(tmp_path, error, kept):
+    class Stop(Callback):
+        def after_batch(self, learn):
+            if learn.iter == 3: raise error
+    t = T.TrackerCB(Api(), folder=tmp_path, wait=60); learn = learner(t, Stop()); before = learn.model[0].weight.clone()
+    try: learn.fit(1)
+    except RuntimeError: assert not kept
+    assert (t.dir/'weights.safetensors').exists() == kept and not torch.equal(learn.model[0].weight, before)
+    if kept: assert torch.equal(load(t.dir/'weights')[0]['0.weight'], learn.model[0].weight)
 
 # --- grids by steps, and scores
 
