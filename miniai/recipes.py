@@ -109,12 +109,14 @@ def diffusion_learner(
     cbs=None,     # further callbacks
     n_classes=0,  # of the labels, for `small_unet`
     muon=0.,      # the highest rate of Muon on the matrices, e.g. 0.01; 0: Adam for everything
+    **net,        # for `small_unet`, in place of `model`: widths, patch, …
 ) -> Learner:
     "A `Learner` that trains a diffusion model of any form with a one-cycle schedule: `.fit(epochs)`"
     form,n_inp = as_form(form), 2 if drop is None else 3
+    if model is not None and net: raise TypeError(f'{", ".join(net)}: for a network that is made here; leave `model` out')
     if model is None:
         labels = {} if drop is None else dict(n_classes=n_classes)
-        model = small_unet(next(iter(dls.train))[0].shape[1], form.t_scale, **labels)
+        model = small_unet(next(iter(dls.train))[0].shape[1], form.t_scale, **labels, **net)
     half = half_dtype() is not None if bf16 is None else bf16
     verbs = MixedPrecision(n_inp) if half else TrainCB(n_inp)
     cbs = [DeviceCB(), NoiseCB(form, drop), verbs, MetricsCB(), OneCycleCB([muon, lr] if muon else lr), *(cbs or [])]
@@ -141,6 +143,7 @@ class Card:
     history:list            # loss of each epoch
     drop:float = None       # how often labels were left out in training; None: no labels
     classes:list = None     # their names
+    flip:bool = False       # whether images were mirrored at random in training
     optimizer:str = 'Adam'
     model:str = 'UNet'
     device:str = field(default_factory=device_name)
