@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KeepBatchCB', 'show_image_batch', 'rand_crop', 'rand_flip', 'FlipCB', 'pixel_noise', 'rand_corners', 'rand_boxes',
            'rand_erase', 'RandErase', 'rand_copy', 'RandCopy', 'Dropout', 'Dropout2d', 'cat_batches', 'CapturePreds',
-           'capture_preds', 'hflip', 'shift_images', 'InputTransformCB', 'TestTimeDropoutCB', 'plot_confidence',
-           'summary']
+           'capture_preds', 'get_preds', 'hflip', 'shift_images', 'InputTransformCB', 'TestTimeDropoutCB',
+           'plot_confidence', 'summary']
 
 # %% ../nbs/14_augment.ipynb #5fb51b19
 from collections.abc import Iterator, Mapping
@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from .core import to_cpu
-from .datasets import show_images, subplots
-from .learner import Callback, CancelFitException, DeviceCB, Learner, ProgressCB
+from .datasets import DataLoaders, show_images, subplots
+from .learner import (Callback, CancelBatchException, CancelFitException, DeviceCB, Learner,
+                            MetricsCB, ProgressCB)
 from .resnet import summary
 
 _all_ = ['summary']   # lessons look for it here
@@ -232,6 +233,32 @@ def capture_preds(
     return (cp.inps, cp.preds, cp.targs) if inps else (cp.preds, cp.targs)
 
 Learner.capture_preds = capture_preds
+
+# %% ../nbs/14_augment.ipynb #14p00001
+class _Preds(Callback):
+    "Collects predictions; the loss is not computed"
+    order = 100
+    def before_fit(self, learn): self.preds = []
+    def after_predict(self, learn):
+        self.preds.append(to_cpu(learn.preds))
+        raise CancelBatchException()
+
+def get_preds(
+    self:Learner,
+    data,      # inputs N×…, or a loader whose batches begin with them
+    bs=256,    # inputs at a time
+    cbs=None,  # further callbacks
+) -> torch.Tensor:
+    "The model's predictions for new inputs, on the CPU"
+    if isinstance(data, torch.Tensor): data = [(o,) for o in data.split(bs)]
+    seen,was = _Preds(), dict(vars(self))
+    self.cbs = [cb for cb in self.cbs if not isinstance(cb, (MetricsCB, ProgressCB))]
+    self.dls = DataLoaders(self.dls.train, data)
+    try: self.fit(1, train=False, cbs=[seen, *fc.L(cbs)])
+    finally: self.__dict__ = was
+    return cat_batches(seen.preds)
+
+Learner.get_preds = get_preds
 
 # %% ../nbs/14_augment.ipynb #51d399e6
 def hflip(

@@ -26,10 +26,13 @@ from .diffusion import FORMS
 from .dist import DistCB, join, on_first, rank, world
 from .guidance import guided
 from .editing import strength_sigma
+from .extractors import extractor_from
+from .fid import ImageEval
 from .files import brought, stack_files
 from .inverse import Mask, mmps
 from .karras import edm
-from .learner import Callback, ProgressCB
+from .learner import Callback, DeviceCB, ProgressCB
+from .likelihood import bits_per_dim
 from .recipes import (Card, diffusion_learner, load_denoiser, reference_eval, save_denoiser,
                             score, small_unet)
 from .solvers import get_solver, sample
@@ -134,11 +137,6 @@ def _may_train(out, form, force):
         raise FileExistsError(f'{weights_path(out)} exists, and nothing is overwritten: choose another name, '
                               'or say --force')
 
-def _form(name, dls):
-    "The form of that name; EDM's with the data's own standard deviation"
-    if name != 'edm': return FORMS[name]()
-    return edm(sigma_data=round(to_unit(dls.train.x).std().item(), 4))
-
 def _check(out, every, told, force):
     "The checkpoint of a run of which these settings are told; a former one is removed by force"
     check = CheckpointCB(f'{out}-checkpoint', every, told)
@@ -234,7 +232,7 @@ def train(
     more = dict(data=dls.name, n_train=n_train, n_valid=n_valid, size=chw, skip=skip, **net)
     check,cbs = _check(out, every, told | more, force), _cbs(avg, flip, _look(out, preview, avg, chw, n_classes))
     set_seed(seed)
-    learn = diffusion_learner(dls, _form(form, dls), lr=lr, drop=drop, cbs=cbs, **net)
+    learn = diffusion_learner(dls, form, lr=lr, drop=drop, cbs=cbs, **net)
     learn.fit(epochs, cbs=check)
     return _keep(learn, avg, out, _card(learn, start, epochs=epochs, lr=lr, **told), check)
 
@@ -311,26 +309,52 @@ def sample_images(
     return path
 
 # %% ../nbs/30_cli.ipynb #7b6db9cf
-def _reference(against):
-    "The reference features, against images of one's own if given"
-    if against is None: return reference_eval()
-    return reference_eval(DataLoaders([], TensorLoader(read_images(against), None, 256)))
+def _loader(path, x, skip):
+    "The images there, in any order, brought to the size and channels of x; none for no path"
+    if path is None: return []
+    return TensorLoader(read_images(path, skip, tuple(x.shape[2:]), x.shape[1]), None, 256, shuffle=True)
+
+def _reference(x, against, real, extractor, weights, skip):
+    "The `ImageEval` that images x are scored by"
+    if weights is not None and extractor is None:
+        raise ValueError('--weights are of a network for features: say which with --extractor')
+    if real is not None and against is None:
+        raise ValueError('--real are training images beside others that were held out: say which with --against')
+    dls = None if against is None else DataLoaders(_loader(real, x, skip), _loader(against, x, skip))
+    if extractor is None: return reference_eval(dls)
+    quiet = dict(say=lambda s: None)
+    return ImageEval(extractor_from(extractor, weights), dls or fashion_dls(256, **quiet), cbs=[DeviceCB()])
+
+def _bits(x, name, n):
+    "Fields of a record: bits per dimension of the first n images, bytes, by a network; {} without"
+    if name is None: return {}
+    bits = bits_per_dim(load_denoiser(name, dtype=None), x[:n])
+    return dict(likelihood=name, bits=bits.mean().item(), bits_std=bits.std().item(), n_bits=len(bits))
+
 
 # %% ../nbs/30_cli.ipynb #c59dc3f6
 @command
 def evaluate(
     images:str,            # what to score: a folder of images, or a .npz as miniai_sample writes
-    against:str=None,      # what with: a folder or .npz; else the test images of Fashion-MNIST
+    against:str=None,      # what with: a folder or .npz, brought to the size of IMAGES; else Fashion-MNIST, test
     n:int=None,            # only the first so many, at least 2
     seed:int=None,         # that the images were made with, for the record
+    real:str=None,         # training images, a folder or .npz: the score of as many of them is the floor
+    extractor:str=None,    # features: MODULE:FUNCTION of yours, inception, torchvision:NAME or timm:NAME
+    weights:str=None,      # file of weights for a NAME
+    likelihood:str=None,   # a network as for miniai_sample: what it takes the images to cost, in bits per dimension
+    n_bits:int=16,         # for the first so many images
     skip:bool=False,       # leave out files that cannot be read
     record:str='results/eval.jsonl',  # the record is appended to it
 ):
     "Score images (FID and its 95% interval, KID, Inception Score, floor) and append the record; returns it"
     if n is not None and n < 2: raise ValueError(f'a score needs two images or more: got n={n}')
-    x = to_unit(read_images(images, skip)[:n])
-    what = dict(what='eval', images=str(images), against=str(against or 'Fashion-MNIST, test'))
-    rec = log_record(record, **_reference(against).report(x, seed=seed, boot=at_scale(2, 50, 200), **what))
-    print(Table([rec], dict(n='n', fid='FID', fid_low='95% from', fid_high='to', floor='floor', kid='KID',
-                            kid_std='± std', inception_score='Inception Score', extractor='features')))
+    x = read_images(images, skip)[:n]
+    ie = _reference(x, against, real, extractor, weights, skip)
+    bits = _bits(x, likelihood, n_bits)
+    what = dict(what='eval', images=str(images), against=str(against or 'Fashion-MNIST, test')) | bits
+    rec = log_record(record, **ie.report(to_unit(x), seed=seed, boot=at_scale(2, 50, 200), **what))
+    cols = dict(n='n', fid='FID', fid_low='95% from', fid_high='to', floor='floor', kid='KID', kid_std='± std',
+                inception_score='Inception Score', extractor='features')
+    print(Table([rec], cols | (dict(bits='bits/dim', bits_std='± std') if bits else {})))
     return rec

@@ -65,3 +65,46 @@ def test_another_setting_does_not_go_on(killed, kw, words):
 def test_what_cannot_be_is_one_sentence(kw, words):
     with pytest.raises(ValueError, match=words) as e: train(**dict(data='mine', out='never') | SMALL | kw)
     assert '\n' not in str(e.value) and not Path('never.safetensors').exists()
+
+# --- scoring by features of one's own, and likelihood
+
+FEATURES = '''
+import torch
+def fields(x):
+    "The average of each of 2×2 fields, and the spread of the whole"
+    return torch.cat([torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1), x.flatten(1).std(1)[:,None]], 1)
+'''
+
+def test_scores_by_a_function_from_here():
+    "Against images of another size; the same images score nothing; training images are the floor"
+    from miniai.cli import evaluate
+    Path('mine_features.py').write_text(FEATURES); kw = dict(extractor='mine_features:fields', record='e.jsonl')
+    same = evaluate('mine', against='mine', **kw); assert same['fid'] < 1e-6 and same['extractor'] == 'mine_features:fields' and same['floor'] is None
+    half = evaluate('mine/dark', against='mine', real='mine', n=12, **kw); assert half['fid'] > 3*half['floor'] > 0 and half['fid_low'] <= half['fid_high'] and half['n'] == 12
+    small = write_images(torch.zeros(6,3,8,8, dtype=torch.uint8), 'small'); assert evaluate(str(small), against='mine', **kw)['n_ref'] == 40
+
+def test_scores_by_a_network_by_name():
+    from torchvision.models import get_model
+    from miniai.cli import evaluate
+    from miniai.core import save
+    torch.manual_seed(0); f = save(get_model('squeezenet1_1', weights=None), 'net')
+    with pytest.raises(ValueError, match='no linear layer'): evaluate('mine', against='mine', n=4, extractor='torchvision:squeezenet1_1', weights=str(f))
+    f = save(get_model('mobilenet_v3_small', weights=None), 'net', dtype=torch.float32)
+    rec = evaluate('mine', against='mine', n=12, extractor='torchvision:mobilenet_v3_small', weights=str(f), record='e.jsonl'); assert rec['extractor'] == 'torchvision:mobilenet_v3_small' and rec['n'] == 12
+
+def test_likelihood_is_that_of_the_function(capsys):
+    from miniai.cli import evaluate
+    from miniai.likelihood import bits_per_dim
+    write_images(sample_images_of(12), 'x.npz'); rec = evaluate('x.npz', likelihood='fashion_edm', n_bits=2, record='e.jsonl'); assert 'bits/dim' in capsys.readouterr().out
+    assert rec['n_bits'] == 2 and abs(rec['bits'] - bits_per_dim(load_denoiser('fashion_edm', dtype=None), sample_images_of(2)).mean().item()) < 1e-4 and rec['likelihood'] == 'fashion_edm'
+
+def sample_images_of(n):
+    from miniai.datasets import fashion_arrays
+    return torch.as_tensor(fashion_arrays('embedded', say=lambda s: None)['test'][0][:n])
+
+@pytest.mark.parametrize('kw,words', [(dict(weights='w'), 'say which with --extractor'), (dict(real='mine'), 'say which with --against'), (dict(extractor='nowhere:f'), 'no module'), (dict(extractor='torchvision:resnet18'), 'path of its weights'),
+                                      (dict(likelihood='fashion_edm', against='mine'), 'trained on images 1×28×28')], ids=str)
+def test_scores_that_are_refused(kw, words):
+    from miniai.cli import evaluate
+    with pytest.raises(ValueError, match=words): evaluate('mine', record='never.jsonl', **kw)
+    assert not Path('never.jsonl').exists()
