@@ -6,7 +6,8 @@
 __all__ = ['BadInput', 'command', 'draw_strip', 'quickstart', 'train', 'sample_images', 'evaluate']
 
 # %% ../nbs/30_cli.ipynb #0ef19580
-import time
+import re, time
+from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from fastcore.script import CliError, call_parse
 
 from .accel import EMACB
+from .augment import FlipCB
 from .checkpoint import CheckpointCB
 from .core import Table, at_scale, half_dtype, log_record, set_seed, weights_path
 from .datasets import (DataLoaders, TensorLoader, check_out, fashion_dls, image_dls, image_grid,
@@ -24,13 +26,17 @@ from .diffusion import FORMS
 from .dist import DistCB, join, on_first, rank, world
 from .guidance import guided
 from .editing import strength_sigma
+from .extractors import extractor_from
+from .fid import ImageEval
 from .files import brought, stack_files
 from .inverse import Mask, mmps
 from .karras import edm
-from .learner import ProgressCB
+from .learner import Callback, DeviceCB, ProgressCB
+from .likelihood import bits_per_dim
 from .recipes import (Card, diffusion_learner, load_denoiser, reference_eval, save_denoiser,
                             score, small_unet)
 from .solvers import get_solver, sample
+from .watching import aside, write_png
 
 # %% ../nbs/30_cli.ipynb #cd47ef8c
 class BadInput(CliError, ValueError):
@@ -131,28 +137,79 @@ def _may_train(out, form, force):
         raise FileExistsError(f'{weights_path(out)} exists, and nothing is overwritten: choose another name, '
                               'or say --force')
 
-def _form(name, dls):
-    "The form of that name; EDM's with the data's own standard deviation"
-    if name != 'edm': return FORMS[name]()
-    return edm(sigma_data=round(to_unit(dls.train.x).std().item(), 4))
+def _check(out, every, told, force):
+    "The checkpoint of a run of which these settings are told; a former one is removed by force"
+    check = CheckpointCB(f'{out}-checkpoint', every, told)
+    if force: check.remove()
+    return check
 
-def _cbs(avg):
+def _sides(size):
+    "(height, width) of a size as it is typed: one number, or two with an x between; None for None"
+    found = re.fullmatch(r'(\d+)(?:[x×](\d+))?', '0' if size is None else str(size))
+    if found is None:
+        raise ValueError(f'--size {size}: a side in pixels was expected, or HEIGHTxWIDTH, e.g. 48x64')
+    return None if size is None else (int(found[1]), int(found[2] or found[1]))
+
+def _net(widths, patch):
+    "What is said of the U-Net, as `small_unet` has it"
+    if widths is not None and not re.fullmatch(r'\d+(,\d+)*', str(widths)):
+        raise ValueError(f'--widths {widths}: whole numbers were expected, from the largest size down, e.g. 64,128')
+    widths = widths and dict(widths=[int(o) for o in str(widths).split(',')])
+    return (widths or {}) | ({} if patch is None else dict(patch=patch))
+
+def _labels(dls, labels, drop):
+    "How often labels are left out, and how many there are; `(None, 0)` for training without"
+    if not labels and drop is not None: raise ValueError('--drop leaves labels out: say --labels too')
+    if not labels: return None, 0
+    if dls.train.y is None:
+        raise ValueError(f'{dls.name} has no labels: a folder for each class was expected, or a .npz with `labels`')
+    return 0.1 if drop is None else drop, len(dls.classes or range(int(dls.train.y.max())+1))
+
+def _cbs(avg, flip, look):
     "Callbacks of `train`: a bar, the average if there is one, shares for several processes"
-    return [*on_first(ProgressCB()), *([avg] if avg else []), *([DistCB()] if world() > 1 else [])]
+    some = [*([avg] if avg else []), *([FlipCB()] if flip else []), *([DistCB()] if world() > 1 else [])]
+    return [*on_first(ProgressCB(), *look), *some]
 
-def _keep(weights, out, card, check):
+class _PreviewCB(Callback):
+    "Every so many steps, 16 images by the averaged weights in one PNG; the training does not notice"
+    order = EMACB.order+10
+    def __init__(self, path, every, avg, size, n_classes):
+        self.path,self.every,self.avg,self.size = path, every, avg, size
+        self.y = torch.arange(16) % n_classes if n_classes else None
+    def after_step(self, learn):
+        if (learn.epoch*len(learn.dls.train) + learn.iter + 1) % self.every: return
+        with aside(learn.model) as net, self.avg.applied(net) if self.avg else nullcontext():
+            x = sample(Denoiser(net, dtype=half_dtype()), 16, steps=10, y=self.y, size=self.size)
+        write_png(self.path, image_grid(x, scale=max(1, 96//self.size[-1])))
+
+def _look(out, every, *args): return [_PreviewCB(f'{out}-preview.png', every, *args)] if every else []
+
+def _card(learn, start, drop, **told):
+    "What there is to say of a training that is over"
+    model,dls,secs = learn.model, learn.dls, round(time.process_time()-start)
+    return Card(config=model.config, form=model.form.card(), size=list(dls.train.x.shape[1:]), data=dls.name,
+                n_train=len(dls.train.x), recipe='miniai_train', drop=drop, cpu_seconds=secs,
+                classes=None if drop is None else dls.classes, history=learn.metrics.history, **told)
+
+def _keep(learn, avg, out, card, check):
     "Save weights and card, and remove the checkpoint: the first process does, for all"
     if rank(): return weights_path(out)
-    path = save_denoiser(weights, out, card)
+    path = save_denoiser(avg.ema if avg else learn.model, out, card)
     check.remove()
     return path
 
 # %% ../nbs/30_cli.ipynb #0dc813b8
 @command
 def train(
-    data:str=None,     # folder, .npz or parquet of images, sides in multiples of 4; else Fashion-MNIST or MINIAI_DATA
+    data:str=None,     # folder, .npz or parquet of images; else Fashion-MNIST or MINIAI_DATA
     out:str='checkpoints/edm',  # weights go to OUT.safetensors, their card to OUT.json
+    size:str=None,     # bring images to this size: a side, or HEIGHTxWIDTH, multiples of 4; None: they have one
+    labels:bool=False, # train with the labels of the class folders, so that a class can be asked for
+    drop:float=None,   # how often a label is left out, which guidance needs; None: 0.1 with --labels
+    flip:bool=False,   # mirror half of the images left to right, at random
     form:str='edm',    # what the network learns: edm, ddpm, cosine or flow
+    widths:str=None,   # channels at each size, from the largest down; None: 64,96
+    patch:int=None,    # fold squares of so many pixels' side into channels first; None: 2
     epochs:int=11,     # passes over the training images
     lr:float=2e-3,     # the highest learning rate
     bs:int=64,         # images in a batch
@@ -161,22 +218,23 @@ def train(
     n_train:int=None,  # use only the first so many images
     n_valid:int=2000,  # use only the first so many images to validate
     every:int=250,     # write a checkpoint after so many batches
+    preview:int=0,     # draw 16 images into OUT-preview.png after so many batches; 0: never
     skip:bool=False,   # leave out files of a folder that cannot be read
     force:bool=False,  # begin anew where OUT is there already
 ):
     "Train a diffusion model and save weights and card; a killed run, called again, goes on where it was"
+    start,avg,net = time.process_time(), EMACB(ema) if ema else None, _net(widths, patch)
     _may_train(out, form, force)
-    dls,start,avg = image_dls(data, bs, n_train, n_valid, skip=skip), time.process_time(), EMACB(ema) if ema else None
-    check = CheckpointCB(f'{out}-checkpoint', every, dict(data=dls.name, seed=seed, bs=bs, n_train=n_train))
-    if force: check.remove()
+    dls = image_dls(data, bs, n_train, n_valid, skip=skip, size=_sides(size))
+    (drop,n_classes),chw = _labels(dls, labels, drop), list(dls.train.x.shape[1:])
+    told = dict(bs=bs, ema=ema, seed=seed, drop=drop, flip=flip)
+    net |= dict(n_classes=n_classes)
+    more = dict(data=dls.name, n_train=n_train, n_valid=n_valid, size=chw, skip=skip, **net)
+    check,cbs = _check(out, every, told | more, force), _cbs(avg, flip, _look(out, preview, avg, chw, n_classes))
     set_seed(seed)
-    learn = diffusion_learner(dls, _form(form, dls), lr=lr, cbs=_cbs(avg))
+    learn = diffusion_learner(dls, form, lr=lr, drop=drop, cbs=cbs, **net)
     learn.fit(epochs, cbs=check)
-    card = Card(config=learn.model.config, form=learn.model.form.card(), size=list(dls.train.x.shape[1:]),
-                data=dls.name, n_train=len(dls.train.x), recipe='miniai_train', epochs=epochs,
-                lr=lr, bs=bs, ema=ema, seed=seed,
-                cpu_seconds=round(time.process_time()-start), history=learn.metrics.history)
-    return _keep(avg.ema if avg else learn.model, out, card, check)
+    return _keep(learn, avg, out, _card(learn, start, epochs=epochs, lr=lr, **told), check)
 
 # %% ../nbs/30_cli.ipynb #26a0c003
 def _guided(den, label, guidance):
@@ -251,26 +309,52 @@ def sample_images(
     return path
 
 # %% ../nbs/30_cli.ipynb #7b6db9cf
-def _reference(against):
-    "The reference features, against images of one's own if given"
-    if against is None: return reference_eval()
-    return reference_eval(DataLoaders([], TensorLoader(read_images(against), None, 256)))
+def _loader(path, x, skip):
+    "The images there, in any order, brought to the size and channels of x; none for no path"
+    if path is None: return []
+    return TensorLoader(read_images(path, skip, tuple(x.shape[2:]), x.shape[1]), None, 256, shuffle=True)
+
+def _reference(x, against, real, extractor, weights, skip):
+    "The `ImageEval` that images x are scored by"
+    if weights is not None and extractor is None:
+        raise ValueError('--weights are of a network for features: say which with --extractor')
+    if real is not None and against is None:
+        raise ValueError('--real are training images beside others that were held out: say which with --against')
+    dls = None if against is None else DataLoaders(_loader(real, x, skip), _loader(against, x, skip))
+    if extractor is None: return reference_eval(dls)
+    quiet = dict(say=lambda s: None)
+    return ImageEval(extractor_from(extractor, weights), dls or fashion_dls(256, **quiet), cbs=[DeviceCB()])
+
+def _bits(x, name, n):
+    "Fields of a record: bits per dimension of the first n images, bytes, by a network; {} without"
+    if name is None: return {}
+    bits = bits_per_dim(load_denoiser(name, dtype=None), x[:n])
+    return dict(likelihood=name, bits=bits.mean().item(), bits_std=bits.std().item(), n_bits=len(bits))
+
 
 # %% ../nbs/30_cli.ipynb #c59dc3f6
 @command
 def evaluate(
     images:str,            # what to score: a folder of images, or a .npz as miniai_sample writes
-    against:str=None,      # what with: a folder or .npz; else the test images of Fashion-MNIST
+    against:str=None,      # what with: a folder or .npz, brought to the size of IMAGES; else Fashion-MNIST, test
     n:int=None,            # only the first so many, at least 2
     seed:int=None,         # that the images were made with, for the record
+    real:str=None,         # training images, a folder or .npz: the score of as many of them is the floor
+    extractor:str=None,    # features: MODULE:FUNCTION of yours, inception, torchvision:NAME or timm:NAME
+    weights:str=None,      # file of weights for a NAME
+    likelihood:str=None,   # a network as for miniai_sample: what it takes the images to cost, in bits per dimension
+    n_bits:int=16,         # for the first so many images
     skip:bool=False,       # leave out files that cannot be read
     record:str='results/eval.jsonl',  # the record is appended to it
 ):
     "Score images (FID and its 95% interval, KID, Inception Score, floor) and append the record; returns it"
     if n is not None and n < 2: raise ValueError(f'a score needs two images or more: got n={n}')
-    x = to_unit(read_images(images, skip)[:n])
-    what = dict(what='eval', images=str(images), against=str(against or 'Fashion-MNIST, test'))
-    rec = log_record(record, **_reference(against).report(x, seed=seed, boot=at_scale(2, 50, 200), **what))
-    print(Table([rec], dict(n='n', fid='FID', fid_low='95% from', fid_high='to', floor='floor', kid='KID',
-                            kid_std='± std', inception_score='Inception Score', extractor='features')))
+    x = read_images(images, skip)[:n]
+    ie = _reference(x, against, real, extractor, weights, skip)
+    bits = _bits(x, likelihood, n_bits)
+    what = dict(what='eval', images=str(images), against=str(against or 'Fashion-MNIST, test')) | bits
+    rec = log_record(record, **ie.report(to_unit(x), seed=seed, boot=at_scale(2, 50, 200), **what))
+    cols = dict(n='n', fid='FID', fid_low='95% from', fid_high='to', floor='floor', kid='KID', kid_std='± std',
+                inception_score='Inception Score', extractor='features')
+    print(Table([rec], cols | (dict(bits='bits/dim', bits_std='± std') if bits else {})))
     return rec

@@ -20,7 +20,8 @@ __all__ = ['math', 'partial', 'Path', 'fc', 'plt', 'np', 'torch', 'F', 'nn', 'op
            'denoise', 'edm', 'scalings', 'sigmas_karras', 'step_churn', 'step_dpmpp_2m', 'step_heun', 'step_lms',
            'SOLVERS', 'get_solver', 'invert', 'sample', 'step_dpmpp_3m', 'step_unipc', 'from_diffusers', 'to_diffusers',
            'UNet', 'load_unet', 'diffusion_learner', 'load_denoiser', 'reference_eval', 'save_denoiser', 'score',
-           'small_unet', 'suggest_sigmas', 'JSONLCB', 'NotifyCB', 'TensorBoardCB', 'TrackerCB', 'TrackioCB', 'WandBCB']
+           'small_unet', 'suggest_sigmas', 'JSONLCB', 'NotifyCB', 'TensorBoardCB', 'TrackerCB', 'TrackioCB', 'WandBCB',
+           'EarlyStopCB', 'FlipCB', 'SaveBestCB', 'get_preds']
 
 # %% ../nbs/01_imports.ipynb #b1585057
 import math
@@ -54,8 +55,8 @@ from .activations import ActivationStats, Hook, Hooks, HooksCallback
 from .init import BatchTransformCB, GeneralRelu, get_model, init_weights, lsuv_init
 from .sgd import BaseSchedCB, BatchSchedCB, EpochSchedCB, HasLearnCB, RecorderCB
 from .resnet import ResBlock, act_gr, cut_classifier, fashion_classifier
-from .augment import (CapturePreds, RandCopy, RandErase, capture_preds, rand_copy,
-                            rand_erase, show_image_batch)
+from .augment import (CapturePreds, FlipCB, RandCopy, RandErase, capture_preds, get_preds,
+                            rand_copy, rand_erase, show_image_batch)
 from .diffusion import (DDPMCB, Form, Level, NoiseCB, ddpm, levels, noisify, prediction,
                               sample_loop, step_ddpm)
 
@@ -73,6 +74,7 @@ from .bridge import from_diffusers, to_diffusers
 from .unet import UNet, load_unet
 from .recipes import (diffusion_learner, load_denoiser, reference_eval, save_denoiser,
                             score, small_unet, suggest_sigmas)
+from .watching import EarlyStopCB, SaveBestCB
 from .tracking import JSONLCB, NotifyCB, TensorBoardCB, TrackerCB, TrackioCB, WandBCB
 
 # %% ../nbs/01_imports.ipynb #c502553c
@@ -97,4 +99,4 @@ _all_ += ['Table', 'at_scale', 'def_device', 'how_run', 'log_record', 'read_reco
           'step_dpmpp_3m', 'step_unipc', 'from_diffusers', 'to_diffusers', 'UNet', 'load_unet',
           'diffusion_learner', 'load_denoiser', 'reference_eval', 'save_denoiser', 'score',
           'small_unet', 'suggest_sigmas', 'JSONLCB', 'NotifyCB', 'TensorBoardCB', 'TrackerCB',
-          'TrackioCB', 'WandBCB']
+          'TrackioCB', 'WandBCB', 'EarlyStopCB', 'FlipCB', 'SaveBestCB', 'get_preds']

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['aside', 'mask_secrets', 'sentence', 'SayOnce', 'Post', 'write_png', 'SaveGridCB', 'LiveGridCB', 'ScoreCB', 'need',
-           'NotifyCB']
+           'NotifyCB', 'SaveBestCB', 'EarlyStopCB']
 
 # %% ../nbs/20a_watching.ipynb #20a00003
 import math, operator, queue, random, re, sys, threading, time
@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .core import write_atomic
+from .core import save, write_atomic
 from .images import image_grid
-from .learner import Callback, MetricsCB
+from .learner import Callback, CancelFitException, MetricsCB
 
 # %% ../nbs/20a_watching.ipynb #20a00008
 @contextmanager
@@ -302,3 +302,46 @@ class NotifyCB(Callback):
             at = f'in epoch {getattr(learn, "epoch", 0)}'
             post.do(self._tell, 'miniai: a fit failed', f'{at}: {sentence(e)}')
         if post: post.close(self.wait)
+
+# %% ../nbs/20a_watching.ipynb #20a00042
+class _Follow(Callback):
+    "Follows a metric of the validation: its best value, and the epochs since"
+    order,best,since = 80, None, 0        # after `MetricsCB` and `ScoreCB`
+    def before_fit(self, learn):
+        self.since,known = 0, list(getattr(getattr(learn, 'metrics', None), 'all_metrics', ()))
+        if self.metric not in known:
+            have = ', '.join(known) or 'there is no MetricsCB'
+            raise ValueError(f'{type(self).__name__} follows {self.metric!r}, which is no metric of this fit: {have}')
+    def after_epoch(self, learn):
+        v = math.nan if learn.training else learn.metrics.history[-1].get(self.metric, math.nan)
+        if math.isnan(v): return
+        new = self.best is None or (v < self.best if self.lower else v > self.best)
+        self.best,self.since = (v, 0) if new else (self.best, self.since+1)
+        self._seen(learn)
+    def state_dict(self): return {'best': self.best, 'since': self.since}
+    def load_state_dict(self, state): self.best,self.since = state['best'], state['since']
+
+# %% ../nbs/20a_watching.ipynb #20a00043
+class SaveBestCB(_Follow):
+    "Saves the weights whenever a metric of the validation is the best so far"
+    def __init__(self,
+        path:Path,          # weights go to PATH.safetensors, their card to PATH.json
+        metric:str='loss',  # its name
+        lower:bool=True,    # lower is better
+        **card,             # what the card should say beside metric and epoch, e.g. `config=net.config`
+    ): self.path,self.metric,self.lower,self.card = Path(path), metric, lower, card
+    def _seen(self, learn):
+        if self.since: return
+        save(learn.model, self.path, **{self.metric: self.best, 'epoch': learn.epoch} | self.card)
+
+# %% ../nbs/20a_watching.ipynb #20a00044
+class EarlyStopCB(_Follow):
+    "Ends the fit when a metric of the validation has not improved for some epochs"
+    def __init__(self,
+        metric:str='loss',  # its name
+        patience:int=3,     # epochs without a better value
+        lower:bool=True,    # lower is better
+    ): self.metric,self.patience,self.lower = metric, patience, lower
+    def settings(self): return {'metric': self.metric, 'patience': self.patience, 'lower': self.lower}
+    def _seen(self, learn):
+        if self.since >= self.patience: raise CancelFitException()

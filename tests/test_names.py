@@ -14,7 +14,7 @@ NAMES = {
     'init': 'GeneralRelu init_weights lsuv_init BatchTransformCB get_model conv',
     'sgd': 'BaseSchedCB BatchSchedCB EpochSchedCB HasLearnCB RecorderCB',
     'resnet': 'ResBlock act_gr',
-    'augment': '''show_image_batch CapturePreds capture_preds rand_erase RandErase rand_copy RandCopy Dropout Dropout2d''',
+    'augment': '''show_image_batch CapturePreds capture_preds rand_erase RandErase rand_copy RandCopy Dropout Dropout2d FlipCB get_preds''',
     'diffusion': 'Level levels Form FORMS as_form ddpm noisify NoiseCB DDPMCB sample_loop step_ddpm prediction',
     'denoiser': 'Denoiser WrappedDenoiser clip_x0 unmix sample_ddpm image_noise as_denoiser',
     'accel': 'MixedPrecision AccelerateCB EMACB ClipGradCB',
@@ -27,9 +27,10 @@ NAMES = {
     'learned': 'LearnedSolver fit_solver keep_solver',
     'flow': 'flow_grid flow_logit straightness coupling CouplingCB MeanFlowCB MeanDenoiser step_leap',
     'bridge': 'from_diffusers to_diffusers',
-    'recipes': 'small_unet diffusion_learner load_denoiser save_denoiser reference_eval score suggest_sigmas Card',
+    'recipes': 'small_unet diffusion_learner load_denoiser save_denoiser reference_eval score suggest_sigmas measured_form Card',
     'cli': 'train sample_images evaluate quickstart',
     'unet': 'UNet load_unet weights_names',
+    'watching': 'EarlyStopCB SaveBestCB SaveGridCB ScoreCB',
     'tracking': 'TrackerCB WandBCB TrackioCB TensorBoardCB JSONLCB SaveGridCB LiveGridCB NotifyCB'}
 METHODS = {'Learner': 'fit callback one_epoch lr_find summary show_image_batch capture_preds', 'DataLoaders': 'from_dd',
            'ActivationStats': 'color_dim dead_chart plot_stats', 'RecorderCB': 'plot'}
