@@ -340,8 +340,8 @@ def _plot_doubt(
 ):
     "Histograms of the doubt, for right and for wrong answers"
     bins = torch.linspace(0, std.max().item()+1e-6, 30).tolist()
-    for sel,nm in ((right, 'right'), (~right, 'wrong')):
-        ax.hist(std[sel], bins=bins, density=True, alpha=0.6, label=f'{nm} ({int(sel.sum()):,})')
+    for sel,nm,c in ((right, 'right', 'tab:green'), (~right, 'wrong', 'tab:red')):
+        ax.hist(std[sel], bins=bins, density=True, alpha=0.5, color=c, label=f'{nm} ({sel.sum():,})')
     ax.set(title='Do the passes agree?', xlabel="standard deviation of the answer's probability",
            ylabel='density', yscale='log')
     ax.legend()
