@@ -156,9 +156,16 @@ def _check(shape, bs, dtype, x, start):
     if start is not None and not start > 0:
         raise ValueError(f'`start` is a noise level σ/α above 0, got {start}')
 
-def _labels(y, n):
+def _any_labels(y, n, n_classes, seed):
+    "n labels at random, the first ones the same whatever n"
+    if y != 'any': raise ValueError(f"labels are numbers, or 'any'; got {y!r}")
+    if not n_classes: raise ValueError("this network was trained without labels: leave `y='any'` out")
+    return torch.as_tensor(np.random.default_rng([seed, n_classes]).integers(n_classes, size=n))
+
+def _labels(y, n, den, seed):
     "Labels as a tensor of n"
     if y is None: return None
+    if isinstance(y, str): return _any_labels(y, n, getattr(den, 'n_classes', None), seed)
     y = torch.as_tensor(y)
     y = y.expand(n) if y.ndim == 0 else y
     if len(y) != n:
@@ -211,8 +218,8 @@ def sample(
     n,                    # how many images; or their whole shape, N×C×H×W
     solver='dpmpp_2m',    # a name in `SOLVERS`, 'learned', or a step
     steps=20,             # noise levels, a call at each (heun, churn: two, but for the last)
-    y=None,               # labels: one, or one for each image
-    seed=0,               # of the noise: the same seed gives the same images, whatever `bs`
+    y=None,               # labels: one, one for each image, or 'any': drawn at random, all alike
+    seed=0,               # of noise and labels: the same images for the same seed, whatever `bs`
     size=None,            # C×H×W; None: what the denoiser's card says
     x=None,               # standard normal noise to start from, N×C×H×W; with `start`: images in ±1
     start=None,           # begin at this σ/α, from the images x noised to it (SDEdit)
@@ -233,7 +240,7 @@ def sample(
     step,xs = get_solver(solver, den, steps), []
     ls = _own(step, levels, start) or _grid(den, steps, sigma_min, start or sigma_max, rho)
     walk = _steps(den, shape, ls, step, bs, seed, device, dtype, x, start is not None,
-                  _labels(y, shape[0]), kw)
+                  _labels(y, shape[0], den, seed), kw)
     for i,now in _bar(walk, (len(ls)-1)*math.ceil(shape[0]/bs), progress):
         if on_step: on_step(i, now)
         if now.level is ls[-1]: xs.append(now.x.cpu())

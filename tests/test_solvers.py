@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 from miniai.diffusion import ddpm, levels, Run, sample_loop
-from miniai.denoiser import image_noise
+from miniai.denoiser import Denoiser, image_noise
 from miniai.ddim import step_ddim, subsequence
 from miniai.schedules import cosine, uniform_grid
-from miniai.karras import sigmas_karras, step_churn, step_dpmpp_2m, step_heun, step_lms, ve
-from miniai.solvers import flow, get_solver, logsnr_grid, SOLVERS, step_dpmpp_3m, step_ipndm, step_unipc
-from oracles import (Bells, f64, Gaussian, gen, generate, Knows, level, Network, noise, one_step, order, TwoValues,
+from miniai.karras import edm, sigmas_karras, step_churn, step_dpmpp_2m, step_heun, step_lms, ve
+from miniai.solvers import sample, flow, get_solver, logsnr_grid, SOLVERS, step_dpmpp_3m, step_ipndm, step_unipc
+from oracles import (Bells, f64, Gaussian, gen, generate, Knows, level, noise, one_step, order, TwoValues,
                      walk, Wavy)
 
 DETERMINISTIC = dict(ddim=step_ddim, heun=step_heun, lms=step_lms, dpmpp_2m=step_dpmpp_2m, dpmpp_3m=step_dpmpp_3m, unipc=step_unipc, ipndm=step_ipndm)
@@ -311,3 +311,16 @@ def test_single_precision_on_the_way_is_enough():
     assert a.dtype == torch.float32 and b.dtype == torch.float64
     start = image_noise(0, 0, SHAPE, 'cpu')(); want = walk(TwoValues(), 80*start.double(), levels(ve, rho(20)), step_dpmpp_2m).x
     assert (a-want).abs().max() < 1e-4
+
+def test_labels_at_random():
+    "The first images are the same however many are drawn; all classes come; a network without labels has none to draw"
+    seen = []
+    class Net(torch.nn.Module):
+        n_classes = 10
+        def forward(self, x, t, y): seen.append(y.cpu()); return 0*x
+    den = Denoiser(Net(), edm(0.5))
+    def drawn(n): seen.clear(); sample(den, n, steps=1, y='any', size=(1,4,4), bs=7); return torch.cat(seen)
+    few,many = drawn(5), drawn(200)
+    assert few.tolist() == many[:5].tolist() and set(many.tolist()) == set(range(10))
+    with pytest.raises(ValueError, match='without labels'): sample(lambda x, l: (x, x), 2, y='any', size=(1,4,4))
+    with pytest.raises(ValueError, match="'any'"): sample(den, 2, y='boots', size=(1,4,4))
