@@ -229,11 +229,14 @@ def levels(
     α,σ = getattr(path, 'path', path)(t)
     ls = [Level(*o) for o in zip(t.tolist(), α.tolist(), σ.tolist())]
     if ls[-1].sigma > 0: ls.append(Level(0., 1., 0.))
-    noise = [ratio(l) for l in ls]
-    if any(not a > b for a,b in zip(noise, noise[1:])):
-        raise ValueError('the levels must fall from noise to image: their σ/α are '
-                         f'{", ".join(f"{o:.3g}" for o in noise[:6])}…')
-    return ls
+    return _falling(ls)
+
+def _falling(levels):
+    "The levels; raises `ValueError` unless there are two or more, and σ/α falls"
+    noise = [ratio(l) for l in levels]
+    if len(noise) > 1 and all(a > b for a,b in zip(noise, noise[1:])): return levels
+    raise ValueError('two levels or more must fall from noise to image: their σ/α are '
+                     f'{", ".join(f"{o:.3g}" for o in noise[:6])}…')
 
 def ratio(level) -> float:  # a `Level`
     "σ/α; ∞ where nothing is left of the image"

@@ -17,7 +17,8 @@ import torch
 from .core import def_device
 from .ddim import step_ddim
 from .denoiser import as_denoiser, for_images, image_noise
-from .diffusion import Form, levels as make_levels, prediction, ratio, sample_loop, step_ddpm
+from .diffusion import Form, _falling, levels as make_levels, prediction, ratio, sample_loop
+from .diffusion import step_ddpm
 from .karras import lms_weights, sigmas_karras, ve
 from .karras import step_churn, step_dpmpp_2m, step_heun, step_lms
 from .learned import LearnedSolver, check_learned, from_card
@@ -137,13 +138,30 @@ def logsnr_grid(
 
 # %% ../nbs/24_one_loop.ipynb #bb87b724
 def _shape(den, n, size, x):
-    "N×C×H×W from images, from a number of images and their size, or as it is given"
-    if x is not None: return tuple(x.shape)
-    if not isinstance(n, int): return tuple(n)
-    size = size or getattr(den, 'size', None)
-    if size is None: raise ValueError('of which size are the images? Say `size=(C, H, W)`')
-    return n, *size
+    "N×C×H×W: of x, of n images of a size, or as it is given; where two are given they agree"
+    own = getattr(den, 'size', None)
+    n,*said = (n, *(size or ())) if n is None or isinstance(n, int) else n
+    shape = (n, *(said or own or ())) if x is None else tuple(x.shape)
+    if len(shape) < 2: raise ValueError('of which size are the images? Say `size=(C, H, W)`')
+    if x is not None and (n not in (None, shape[0]) or said and tuple(said) != shape[1:]):
+        raise ValueError(f'x holds {shape[0]} images {_by(shape[1:])}, but {n} of '
+                         f'{_by(said or shape[1:])} are asked for: say one or the other')
+    _fits(own, shape[1:], said)
+    return shape
 
+def _by(size): return '×'.join(map(str, size))
+
+def _fits(own, size, said):
+    "Raise `ValueError` for other channels than the network's, and for another size if nobody said it"
+    if own is None or tuple(own) == tuple(size): return
+    if size[0] != own[0]:
+        raise ValueError(f'this network draws images of {own[0]} channels (its card says '
+                         f'{_by(own)}), not {_by(size)}: bring them to its channels')
+    if not said:
+        raise ValueError(f'this network draws images {_by(own)}, but these are {_by(size)}: '
+                         f'resize them, or say `size={tuple(size)}` if another size is meant')
+
+# %% ../nbs/24_one_loop.ipynb #24c0ffee
 def _check(shape, bs, dtype, x, start):
     "Raise `ValueError` for arguments of `sample` that make no sense"
     if shape[0] < 1 or bs < 1:
@@ -173,12 +191,18 @@ def _labels(y, n, den, seed):
     return y
 
 # %% ../nbs/24_one_loop.ipynb #6c5abcf1
-def _own(step, levels, start):
+def _own(step, levels, start, x):
     "The levels that were given, or those that a learned step brings with it"
     if hasattr(step, 'levels') and not (start is levels is None):
         raise ValueError('a learned solver has its own levels: '
                          'leave out `levels` and `start`, or name another solver')
-    return levels or getattr(step, 'levels', None)
+    return getattr(step, 'levels', None) if levels is None else _checked(list(levels), x)
+
+def _checked(levels, x):
+    "The levels, if they fall; from images of one's own they may rise all the way instead"
+    up = x is not None and len(levels) > 1 and ratio(levels[0]) < ratio(levels[-1])
+    _falling(levels[::-1] if up else levels)
+    return levels
 
 def _grid(den, steps, sigma_min, sigma_max, rho):
     "Noise levels within what the network was trained on"
@@ -215,12 +239,12 @@ def _bar(it, total, show):
 # %% ../nbs/24_one_loop.ipynb #b87866eb
 def sample(
     den,                  # a denoiser, or a network trained with `NoiseCB`
-    n,                    # how many images; or their whole shape, N×C×H×W
+    n,                    # how many images; or their whole shape, N×C×H×W; None: as many as x
     solver='dpmpp_2m',    # a name in `SOLVERS`, 'learned', or a step
     steps=20,             # noise levels, a call at each (heun, churn: two, but for the last)
     y=None,               # labels: one, one for each image, or 'any': drawn at random, all alike
     seed=0,               # of noise and labels: the same images for the same seed, whatever `bs`
-    size=None,            # C×H×W; None: what the denoiser's card says
+    size=None,            # C×H×W; None: what the denoiser's card says, and no other
     x=None,               # standard normal noise to start from, N×C×H×W; with `start`: images in ±1
     start=None,           # begin at this σ/α, from the images x noised to it (SDEdit)
     sigma_min=0.01,       # the last noise level, as σ/α
@@ -238,7 +262,7 @@ def sample(
     den,shape = as_denoiser(den), _shape(den, n, size, x)
     _check(shape, bs, dtype, x, start)
     step,xs = get_solver(solver, den, steps), []
-    ls = _own(step, levels, start) or _grid(den, steps, sigma_min, start or sigma_max, rho)
+    ls = _own(step, levels, start, x) or _grid(den, steps, sigma_min, start or sigma_max, rho)
     walk = _steps(den, shape, ls, step, bs, seed, device, dtype, x, start is not None,
                   _labels(y, shape[0], den, seed), kw)
     for i,now in _bar(walk, (len(ls)-1)*math.ceil(shape[0]/bs), progress):

@@ -58,28 +58,29 @@ SPLITS = dict(train='train', training='train',
 def _ordered(splits, where, say):
     "`{split: places}` for `{split: number of images}`: mixed, and a lone split cut in two"
     if len(splits) > 1:
-        return {k: (k, np.random.default_rng(42).permutation(splits[k])) for k in _by_name(splits)}
+        return {k: (k, np.random.default_rng(42).permutation(splits[k])) for k in _by_name(splits, where)}
     (only,n), = splits.items()
     train,test = held_out(n)
     say(f'{where}: one split ({n:,} images); {len(test):,} of them, drawn with seed 42, are held '
         'out for testing')
     return dict(train=(only, train), test=(only, test))
 
-def _by_name(splits):
-    return [k for k in ('train', 'validation', 'test') if k in splits] or list(splits)
+def _by_name(splits, where):
+    names = [k for k in ('train', 'validation', 'test') if k in splits] or list(splits)
+    if names != ['validation', 'test']: return names
+    raise ValueError(f'{where} holds images to validate and to test, and none to train on: '
+                     'name one of the two splits train')
 
 def _mixed(parts, where, say):
     "Arrays `{split: (images, labels)}` in the order of `_ordered`"
     ordered = _ordered({k: len(x) for k,(x,_) in parts.items()}, where, say)
-    take = lambda a, i: None if a is None else a[i]
-    return {k: tuple(take(a, i) for a in parts[src]) for k,(src,i) in ordered.items()}
+    return {k: tuple(a if a is None else a[i] for a in parts[src]) for k,(src,i) in ordered.items()}
 
 # %% ../nbs/05d_sources.ipynb #37843464
 def _finish(parts, name, classes, where, opts):
     "`ImageData`, with its images brought to the size and channels that were asked for"
-    nm = as_text(where)
-    size,channels,say = opts['size'],opts['channels'],opts['say']
-    parts = {k: (brought(x, nm, size, channels, say), y) for k,(x,y) in parts.items()}
+    nm,want = as_text(where), [opts[k] for k in ('size', 'channels', 'say')]
+    parts = {k: (brought(x, nm, *want), y) for k,(x,y) in parts.items()}
     return _whole(parts, name, classes, nm)
 
 def _whole(parts, name, classes, where):
@@ -92,8 +93,8 @@ def _whole(parts, name, classes, where):
 
 def _own(parts, classes, where, opts):
     "`_finish` for your own images: mixed, and a lone split cut in two"
-    parts = _mixed(parts, as_text(where), opts['say'])
-    return _finish(parts, where.resolve().stem, classes, where, opts)
+    mixed = _mixed(parts, as_text(where), opts['say'])
+    return _finish(mixed, where.resolve().stem, classes, where, opts)
 
 def _reading(opts): return {k: opts[k] for k in ('size', 'channels', 'skip', 'say')}
 
@@ -251,11 +252,10 @@ def _hub_data(where, opts):
     "`ImageData` of a data set on the Hugging Face hub"
     from datasets import load_dataset
     hub_id = where.partition(':')[2] or HUB_ID
-    dd = load_dataset(hub_id)
-    name = _PUBLISHED.get(hub_id)
+    dd,name = load_dataset(hub_id), _PUBLISHED.get(hub_id)
     cache = os.environ.get('HF_HOME', Path.home()/'.cache/huggingface')
     parts = {SPLITS.get(k, k): v for k,v in dd_arrays(dd, cache, **_reading(opts)).items()}
-    parts = {k: parts[k] for k in _by_name(parts)} if name else _mixed(parts, hub_id, opts['say'])
+    parts = {k: parts[k] for k in _by_name(parts, hub_id)} if name else _mixed(parts, hub_id, opts['say'])
     return _finish(parts, name or hub_id, dd_classes(dd), hub_id, opts)
 
 def _published_data(where, opts):

@@ -227,6 +227,34 @@ def test_a_denoiser_round_a_denoiser_has_its_names():
 def test_a_size_nobody_said():
     with pytest.raises(ValueError, match='of which size are the images'): sample(Gaussian(), 2)
 
+def of_card(size=(1,8,8), **card): return Denoiser(Net(), cosine(), card=dict(size=list(size)) | card)
+
+@pytest.mark.parametrize('n,kw,says', [
+    (2, dict(size=(3,8,8)), r'draws images of 1 channels \(its card says 1×8×8\), not 3×8×8'), ((2,3,8,8), {}, 'draws images of 1 channels'), (2, dict(x=noise(2,3,8,8)), 'draws images of 1 channels'),
+    (2, dict(x=noise(2,1,4,4)), r'draws images 1×8×8, but these are 1×4×4: resize them, or say `size=\(1, 4, 4\)`'),
+    (3, dict(x=noise(2,1,8,8)), 'x holds 2 images 1×8×8, but 3 of 1×8×8 are asked for'), (2, dict(x=noise(2,1,8,8), size=(1,4,4)), 'x holds 2 images 1×8×8, but 2 of 1×4×4 are asked for')], ids=str)
+def test_images_that_the_network_does_not_draw(n, kw, says):
+    "Channels never; another size where it was not said"
+    with pytest.raises(ValueError, match=says) as e: sample(clip_x0(of_card()), n, steps=2, device='cpu', **kw)
+    assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('n,kw', [(2, dict(size=(1,4,4))), ((2,1,4,4), {}), (2, dict(size=(1,4,4), x=noise(2,1,4,4)))], ids=str)
+def test_another_size_that_is_meant(n, kw): assert sample(of_card(), n, steps=2, device='cpu', **kw).shape == (2,1,4,4)
+
+def test_as_many_as_there_is_noise(): assert sample(of_card(), None, x=noise(3,1,8,8), steps=2, device='cpu').shape == (3,1,8,8)
+
+def test_inversion_of_another_size():
+    with pytest.raises(ValueError, match='draws images 1×8×8'): invert(of_card(), noise(2,1,4,4), steps=2, device='cpu')
+
+RISE = levels(cosine(), [.9, .5, .1])[::-1]         # from the clean image up
+@pytest.mark.parametrize('ls', [RISE, [], RISE[:1], [RISE[2], RISE[1], RISE[2], RISE[0]]], ids=['rising', 'none', 'one', 'down and up'])
+@pytest.mark.parametrize('own', [False, True])
+def test_grids_of_the_wrong_direction(ls, own):
+    "A grid may rise where it begins with images, as inversion's does; up and down is refused there too"
+    kw = dict(x=noise(2,1,8,8)) if own else {}
+    if own and ls is RISE: assert sample(of_card(), 2, 'ddim', levels=ls[1:], device='cpu', **kw).isfinite().all(); return
+    with pytest.raises(ValueError, match='two levels or more must fall from noise to image'): sample(of_card(), 2, 'ddim', levels=ls, device='cpu', **kw)
+
 def test_on_step_hears_of_every_step():
     heard = []; sample(Gaussian(), 5, 'ddim', steps=4, size=(1,2,2), bs=2, device='cpu', on_step=lambda i, now: heard.append((i, now.nfe)))
     assert heard == [(i,k) for i in (0, 2, 4) for k in (1, 2, 3, 4)]

@@ -149,6 +149,15 @@ def test_a_note_beside_the_pictures_changes_nothing(classes):
     (classes/'__MACOSX').mkdir(); (classes/'__MACOSX'/'._0.png').write_bytes(b'x'); (classes/'cat'/'.0.png').write_bytes(b'x')
     assert {k: numbers(x) for k,(x,_) in D.image_data(classes, **quiet).items()} == was
 
+@pytest.mark.parametrize('saved', [False, True])
+def test_two_splits_held_out_and_none_to_train_on(tmp_path, saved):
+    "One of them is not silently trained on"
+    x = np.zeros((4,1,6,6), np.uint8); src = tmp_path/'s'
+    if saved: D.to_dd({k: (x, np.arange(4)) for k in ('validation', 'test')}, list('abcd')).save_to_disk(src)
+    else:
+        for k in ('val', 'test'): D.write_images(torch.from_numpy(x), src/k)
+    says('images to validate and to test, and none to train on', D.image_data, src)
+
 @pytest.mark.parametrize('test', ['test', 'Testing', 'val', 'validation'])
 def test_splits_are_folders(classes, tmp_path, test):
     shutil.copytree(classes/'cat', tmp_path/'s'/'train'/'cat'); shutil.copytree(classes/'dog', tmp_path/'s'/'train'/'dog'); shutil.copytree(classes/'dog', tmp_path/'s'/test/'dog')
