@@ -6,13 +6,14 @@
 __all__ = ['BadInput', 'command', 'draw_strip', 'quickstart', 'train', 'sample_images', 'evaluate']
 
 # %% ../nbs/30_cli.ipynb #0ef19580
-import re, time
+import re, sys, time
 from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from fastcore.imports import IN_NOTEBOOK
 from fastcore.script import CliError, call_parse
 
 from .accel import EMACB
@@ -299,7 +300,7 @@ def sample_images(
     den,start,calls = _guided(load_denoiser(weights), label, guidance), time.time(), []
     den,begin,finish = _edited(den, From, mask, strength, n, (sigma_min, sigma_max))
     x = sample(den, n, solver, steps, label, seed, sigma_min=sigma_min, sigma_max=sigma_max, bs=bs, **begin,
-               progress=True, on_step=lambda i, now: calls.append(now.nfe))
+               progress=IN_NOTEBOOK or sys.stdout.isatty(), on_step=lambda i, now: calls.append(now.nfe))
     path,secs,nfe = write_images(to_uint8(finish(x)), out, force), time.time()-start, calls[-1]
     print(f'{n} images, {nfe} calls of the network for each, {secs:.1f} s: {path}')
     log_record(record, what='samples', weights=str(weights), solver=solver, steps=steps, nfe=nfe, n=n, seed=seed,

@@ -51,7 +51,7 @@ TABLE = {
     '30_cli': ('cli', 'any'),
     '30b_export': ('export', 'any')}
 MAY = {mod: may.split() for mod,may in TABLE.values()}
-NO_MODULE = {'index', '14b_classifier', '19_DDPM_v3', '22_noise-pred'}
+NO_MODULE = {'index', '30c_own_images', '14b_classifier', '19_DDPM_v3', '22_noise-pred'}
 HEAVY = {'datasets', 'diffusers', 'wandb', 'trackio', 'torcheval', 'torchmetrics', 'accelerate', 'scipy', 'tensorboard', 'apprise', 'onnx', 'onnxscript', 'onnxruntime'}   # imported where they are used
 LINES = {'core': 300, 'checkpoint': 300, 'learner': 400}   # modules, in lines of code, where not 250
 
