@@ -15,7 +15,7 @@ from torch import optim
 
 from miniai.accel import ClipGradCB, EMACB
 from miniai.checkpoint import CheckpointCB
-from miniai.core import def_device, log_record, results_path, set_seed
+from miniai.core import log_record, results_path, set_seed
 from miniai.datasets import DataLoaders, TensorLoader, to_unit
 from miniai.diffusion import NoiseCB
 from miniai.images import image_grid
