@@ -30,7 +30,7 @@ def world() -> int:
 def join(
     timeout:float=300,  # seconds to wait for another process before all stop
 ) -> int:
-    "Meet the processes that `torchrun` started, if it did; returns the rank. Only rank 0 still prints"
+    "Meet the processes that `torchrun` started, if any; returns the rank. Only rank 0 still prints"
     if 'WORLD_SIZE' not in os.environ or dist.is_initialized(): return rank()
     if on_gpu := def_device == 'cuda': torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
     dist.init_process_group('nccl' if on_gpu else 'gloo', timeout=timedelta(seconds=timeout))
@@ -56,8 +56,8 @@ def all_sum(
     if world() == 1: return t
     try: dist.all_reduce(t)
     except RuntimeError as e:
-        raise ConnectionError(f'process {rank()} of {world()} waited in vain for another, and stops: '
-                              'the same command goes on from the last checkpoint') from e
+        raise ConnectionError(f'process {rank()} of {world()} waited in vain for another, '
+                              'and stops: the same command goes on from the last checkpoint') from e
     return t
 
 # %% ../nbs/29_scale.ipynb #29a00019
@@ -72,7 +72,7 @@ def gathered(
 
 # %% ../nbs/29_scale.ipynb #29a0001c
 class DistCB(Callback):
-    "Each process takes its share of a batch; gradients, loss and predictions are those of the whole"
+    "Each process takes its share of a batch; gradients, loss and predictions are the whole's"
     order = DeviceCB.order+5
     def before_fit(self, learn):
         for t in learn.model.state_dict().values(): _from_first(t)

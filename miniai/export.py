@@ -100,7 +100,8 @@ class OnnxDenoiser:
     ):
         try: import onnxruntime as ort
         except ImportError:
-            raise ValueError("running ONNX needs one more package: pip install onnxruntime") from None
+            raise ValueError("running ONNX needs one more package: "
+                             "pip install onnxruntime") from None
         opts = ort.SessionOptions()
         opts.intra_op_num_threads = threads
         self.session = ort.InferenceSession(str(path), opts, providers=['CPUExecutionProvider'])

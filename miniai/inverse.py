@@ -98,7 +98,7 @@ class Grey(Operator):
 
 # %% ../nbs/32_inverse.ipynb #41f5af77
 class Linear(Operator):
-    "Any linear function of images; an adjoint that is not given is found by automatic differentiation"
+    "Any linear function of images; an adjoint not given is found by automatic differentiation"
     def __init__(self,
         f,             # images → measurements, linear
         size,          # of an image, C×H×W
@@ -123,7 +123,8 @@ def check_adjoint(
     u = torch.randn(back.shape, generator=g, dtype=torch.float64)
     there = op(u)
     if there.shape != v.shape:
-        raise ValueError(f'the measurement is {_by(y)}, but {name} makes {_by(there)}: give what A(x) returns')
+        raise ValueError(f'the measurement is {_by(y)}, but {name} makes {_by(there)}: '
+                         'give what A(x) returns')
     a,b = (there*v).sum().item(), (u*back).sum().item()
     if not abs(a-b) <= 1e-5*(there.norm()*v.norm() + u.norm()*back.norm()).item():
         raise ValueError(f'{name}: ⟨Au, v⟩ = {a:.4g} but ⟨u, Aᵀv⟩ = {b:.4g}: '
@@ -152,7 +153,8 @@ class measured(WrappedDenoiser):
     ):
         super().__init__(as_denoiser(den))
         if not noise > 0:
-            raise ValueError(f'`noise` must be above 0, got {noise}: 0.01 is about one step of a byte')
+            raise ValueError(f'`noise` must be above 0, got {noise}: '
+                             '0.01 is about one step of a byte')
         check_adjoint(op, obs)
         self.op,self.noise = op, noise
         self.obs = op(obs) if isinstance(op, Mask) else obs      # what is not seen does not count
@@ -179,7 +181,7 @@ def _measured(run, what):
 def step_repaint(run, x, l, m,
     times=10,  # how often each step is taken; 1: plain replacement
 ):
-    "What is seen, noised to the level, replaces; back and again (RePaint, Lugmayr et al. 2022, Alg. 1)"
+    "What is seen, noised, replaces; back and again (RePaint, Lugmayr et al. 2022, Algorithm 1)"
     den,r = _measured(run, 'step_repaint'), l.alpha/m.alpha
     if not isinstance(den.op, Mask):
         raise ValueError(f'RePaint fills masks; got {type(den.op).__name__}: take `mmps`')

@@ -232,7 +232,8 @@ def _check_config(config, path):
         if blocks > 1000: raise ValueError(f'{blocks} blocks')
         with torch.device('meta'): return UNet(**config)
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as e:
-        raise ValueError(f"the card of '{path}' describes no U-Net ({str(e).partition(chr(10))[0]}): "
+        raise ValueError(f"the card of '{path}' describes no U-Net "
+                         f"({str(e).partition(chr(10))[0]}): "
                          'save it with `save(net, path, config=net.config)`') from None
 
 def load_unet(
