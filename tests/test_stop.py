@@ -21,12 +21,13 @@ make = cli.diffusion_learner
 tiny = UNet(1, (16,32), n_blocks=1, attn=0, patch=2)
 cli.diffusion_learner = lambda dls, form, cbs, **kw: make(dls, form, tiny, cbs=[*cbs, Slow()])
 for o in ('sample', '_reference', '_draw'): setattr(cli, o, going)
-*first,last = sys.argv[1:]
-def run(line): name,*sys.argv[1:] = line.split(); return getattr(cli, name)()
-for line in first:
-    try: run(line)
-    except SystemExit as e: print('status', e.code, flush=True)
-sys.exit(run(last))
+lines = sys.argv[1:]
+while lines:
+    name,*sys.argv[1:] = lines.pop(0).split()
+    try: getattr(cli, name)()
+    except SystemExit as e:
+        if not lines: raise
+        print('status', e.code, flush=True)
 '''
 
 TRAIN = 'train --epochs 2 --bs 8 --n-train 64 --n-valid 8 --out '
