@@ -76,9 +76,9 @@ def main(threads, rounds, d, n_ref, images=0):
     if images:
         torch.set_num_threads(1); secs = score_images(images)
         print(f'{images} images scored in {secs:.3f} s')
-        return core.log_record(core.results_path('bench'), threads=1, clock='process_time', what='fid: images', n=images, d=512, cpu_seconds=secs, command=f'python bench/fid.py --images {images}')
+        return core.log_record(core.results_path('bench'), experiment='fid', command='python bench/fid.py', threads=1, clock='process_time', what='fid: images', n=images, d=512, cpu_seconds=secs, command=f'python bench/fid.py --images {images}')
     torch.set_num_threads(threads); clock = time.process_time if threads == 1 else time.perf_counter
-    log = lambda **kw: core.log_record(core.results_path('bench'), threads=threads, clock=clock.__name__, **kw)
+    log = lambda **kw: core.log_record(core.results_path('bench'), experiment='fid', command='python bench/fid.py', threads=threads, clock=clock.__name__, **kw)
     if threads == 1:                     # first, while the peak is still low
         seconds, grown = stream_memory()
         print(f'streaming 1,000,000×512 features: {seconds:.1f} s, {grown:.0f} MB beyond their chunk')

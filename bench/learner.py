@@ -72,6 +72,6 @@ def main(
     rows = [dict(what='learner overhead') | learner_overhead(dls, 2 if quick else 15),
             dict(what='loader speed') | loader_speed(256 if quick else 12800, 128, 1 if quick else 3)]
     if not quick:
-        for r in rows: log_record(results_path('bench'), seed=42, **r)
+        for r in rows: log_record(results_path('bench'), experiment='learner', command='python bench/learner.py', seed=42, **r)
     print(Table(rows[:1], ['what', 'bare_s', 'learner_s', 'ratio', 'step_ms', 'n_pairs'], '.4g'), Table(rows[1:], ['what', 'dataloader_per_s', 'tensorloader_per_s', 'ratio', 'n'], '.4g'), sep='\n\n')
     return rows

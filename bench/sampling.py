@@ -48,7 +48,7 @@ def main(
     recs = [compare('the shipped U-Net', net, (4,1,28,28), steps, 1 if quick else 9),
             compare('no network: the loop alone', lambda x, t: 0.9*x, (4,1,28,28), steps, 3 if quick else 25),
             throughput(net, 4 if quick else 128, steps)]
-    if not quick: recs = [log_record(results_path('bench'), **r) for r in recs]
+    if not quick: recs = [log_record(results_path('bench'), experiment='sampling', command='python bench/sampling.py', **r) for r in recs]
     print(Table([r | {f'{k}_s': v for k,v in r['median_seconds'].items()} for r in recs[:2]],
                 dict(net='network', nfe='NFE', miniai_s='miniai, s', diffusers_s='diffusers, s', ratio='ratio', n_pairs='pairs', largest_difference='largest difference')))
     print(f"{recs[2]['images_per_s']:.2f} images a second, {recs[2]['nfe']} steps, batch of {recs[2]['n']}")

@@ -55,6 +55,6 @@ def main(
         extra = statistics.median((a-b)/n for a,b in zip(secs[k], secs['none']))
         rows.append(dict(what='tracking overhead', tracker=k, step_ms=1000*STEP, extra_us=1e6*extra, percent=100*extra/STEP, every=20, n_batches=n, n_pairs=pairs, clock=clock.__name__,
                          pair_percent=[round(100*(a-b)/n/STEP, 2) for a,b in zip(secs[k], secs['none'])]))
-        if not quick: log_record(results_path('bench'), seed=42, **rows[-1])
+        if not quick: log_record(results_path('bench'), experiment='tracking', command='python bench/tracking.py', seed=42, **rows[-1])
     print(Table(rows, dict(tracker='tracker', step_ms='step, ms', extra_us='more for each batch, µs', percent='% of the step', n_pairs='pairs')))
     return rows

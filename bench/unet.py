@@ -62,7 +62,7 @@ def make_learner(name, bs, n_valid, n_steps, bf16=True, seed=42, lr=1e-3):
 def cost(net):
     "Parameters, and millions of operations for one image"
     with FlopCounterMode(display=False) as c, torch.no_grad(): net(torch.zeros(1,1,28,28,device=def_device), torch.tensor([3],device=def_device))
-    return dict(params=sum(p.numel() for p in net.parameters()), mflops=c.get_total_flops()/1e6)
+    return dict(parameters=sum(p.numel() for p in net.parameters()), mflops=c.get_total_flops()/1e6)
 
 def steps(bs, n_rounds):
     "A training step of every network in turn, in float32 and bfloat16: a record's fields for each"
@@ -72,7 +72,7 @@ def steps(bs, n_rounds):
         for k in sorted(ways, reverse=i%2):
             s = timed(lambda: ways[k].fit(1, valid=False)); secs[k] += [s] if i else []
             print(f'round {i}, {k[0]}, {"bfloat16" if k[1] else "float32"}: {s:.2f} s', flush=True)
-    return [dict(what='unet_step', net=nm, precision='bfloat16' if bf else 'float32', bs=bs, n_rounds=n_rounds, clock=clock.__name__, **cost(ways[nm,bf].model),
+    return [dict(what='unet_step', net=nm, half='bfloat16' if bf else 'float32', bs=bs, n_rounds=n_rounds, clock=clock.__name__, **cost(ways[nm,bf].model),
                  step_s=statistics.median(v), times_ours=statistics.median([a/b for a,b in zip(v, secs[OURS,bf])]), all_s=[round(o, 3) for o in v]) for (nm,bf),v in secs.items()]
 
 def reach(curve, loss):
@@ -91,9 +91,9 @@ def curves(seconds, bs, n_valid, n_steps, bf16=False, seed=42, lr=1e-3):
             print(f'{nm}: {spent[nm]:.0f} s, step {turn[nm]*n_steps}, validation loss {got[nm]["loss"][-1]:.4f}', flush=True)
     except KeyboardInterrupt: print('ended early')
     best = min(got[THEIRS]['loss']); a,b = reach(got[OURS], best),reach(got[THEIRS], best)
-    return dict(what='unet_curve', ours=OURS, theirs=THEIRS, precision='bfloat16' if bf16 else 'float32', bs=bs, lr=lr, optimiser='Adam, constant learning rate', n_valid=n_valid, seed=seed,
-                clock=clock.__name__, params={nm: sum(p.numel() for p in l.model.parameters()) for nm,l in learns.items()}, curves=got,
-                loss=best, seconds={OURS: a, THEIRS: b}, ratio=a and a/b)
+    return dict(what='unet_curve', ours=OURS, theirs=THEIRS, half='bfloat16' if bf16 else 'float32', bs=bs, lr=lr, optimiser='Adam, constant learning rate', n_valid=n_valid, seed=seed,
+                clock=clock.__name__, parameters={nm: sum(p.numel() for p in l.model.parameters()) for nm,l in learns.items()}, curves=got,
+                loss=best, until={OURS: a, THEIRS: b}, ratio=a and a/b)
 
 class FusedAttention(SelfAttention):
     "Attention by torch's fused function, as it was before it was written out"
@@ -129,7 +129,7 @@ def parts(bs, n_rounds):
         for nm in sorted(ways, reverse=i%2):
             s = timed(lambda: losses[nm].append(ways[nm]())); ms[nm] += [1000*s/bs] if i else []
     first = ms[next(iter(PARTS))]
-    return [dict(what='unet_parts', net=nm, bs=bs, n_rounds=n_rounds, precision=str(half_dtype() or torch.float32), clock=clock.__name__, ms_per_image=statistics.median(v),
+    return [dict(what='unet_parts', net=nm, bs=bs, n_rounds=n_rounds, half=str(half_dtype() or torch.float32), clock=clock.__name__, ms_per_image=statistics.median(v),
                  share=statistics.median([a/b for a,b in zip(v, first)]), loss=sum(losses[nm][-50:])/len(losses[nm][-50:]), loss_of=len(losses[nm][-50:])) for nm,v in ms.items()]
 
 @call_parse
@@ -143,13 +143,13 @@ def main(
     seed:int=42,        # of weights, data and noise
 ):
     "Measure, print two tables, and append to results/bench.jsonl"
-    log = (lambda r: r) if quick else lambda r: log_record(results_path('bench'), **r)
+    log = (lambda r: r) if quick else lambda r: log_record(results_path('bench'), experiment='unet', command='python bench/unet.py', **r)
     if only in ('', 'parts'):
         rows = [log(dict(seed=42) | r) for r in parts(*((4, 1) if quick else (bs, rounds)))]
         print(Table(rows, dict(net='training step', ms_per_image='CPU-ms an image', share='of the former', loss='loss')))
     if only in ('', 'steps'):
         rows = [log(dict(seed=42) | r) for r in steps(*((4, 1) if quick else (128, 3)))]
-        print(Table(rows, dict(net='U-Net', precision='precision', params='parameters', mflops='MFLOPs an image', step_s='s a step', times_ours='times ours')))
+        print(Table(rows, dict(net='U-Net', half='precision', parameters='parameters', mflops='MFLOPs an image', step_s='s a step', times_ours='times ours')))
     if only in ('', 'curves'):
         r = log(curves(*((0.5, 4, 8, 1) if quick else (seconds, 128, 512, 4)), bf16=bf16, seed=seed))
-        print(Table([dict(net=nm, seconds=s, loss=r['loss']) for nm,s in r['seconds'].items()], dict(net='U-Net', seconds='seconds of training', loss='until the validation loss is at most')))
+        print(Table([dict(net=nm, seconds=s, loss=r['loss']) for nm,s in r['until'].items()], dict(net='U-Net', seconds='seconds of training', loss='until the validation loss is at most')))

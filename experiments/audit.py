@@ -1,4 +1,4 @@
-"""What each metric notices, for lessons 28 and 28b: `python experiments/audit.py [PART …]`, records in results/audit.jsonl.
+"""What each metric notices, for lessons 28 and 28b: `python experiments/audit.py [PART …]`, records in results/eval.jsonl.
 
 floor         twelve disjoint sets of real training images, each scored by all seven metrics
 changed       two of these sets after each of `audit.MANIPULATIONS`; sets with a class missing, images repeated, noise
@@ -34,11 +34,11 @@ class Audit:
         self.test = to_unit(ie.dls.valid.x.cpu())
         self.spare = self.train[n*n_floor:], self.labels[n*n_floor:]
     def part(self, i): return self.train[i*self.n:(i+1)*self.n]
-    def done(self, what, **kw): return bool(read_records(self.path, what=what, n=self.n, **kw))
+    def done(self, what, **kw): return bool(read_records(self.path, experiment='audit', what=what, n=self.n, **kw))
     def score(self, what, x, **kw):
         "Score images by every metric, and append the record"
         feats = self.ie.get_feats(x)
-        rec = log_record(self.path, what=what, command=f'python experiments/audit.py {what}',
+        rec = log_record(self.path, experiment='audit', what=what, command=f'python experiments/audit.py {what}',
                          **self.ie.report(feats, **{'seed': SEED} | kw), **self.ie.prdc(feats))
         print(what, kw, round(rec['fid'], 2), flush=True)
     @cache
@@ -98,7 +98,7 @@ def memorisation(a):
         for space,args in (('pixels', (x, seen, held)), ('features', (a.ie.get_feats(x), *feats))):
             if a.done('memorisation', of=nm, space=space): continue
             m = memorisation_test(*args)
-            log_record(a.path, what='memorisation', command='python experiments/audit.py memorisation', of=nm, space=space,
+            log_record(a.path, experiment='audit', what='memorisation', command='python experiments/audit.py memorisation', of=nm, space=space,
                        seed=SEED, n_train=half, n_held=half, n_nearest=m.n, **(m._asdict() | dict(n=a.n)))
             print(nm, space, m, flush=True)
 
@@ -110,6 +110,6 @@ if __name__ == '__main__':
     ap.add_argument('--smoke', action='store_true', help='a few images, nothing kept')
     args = ap.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
-        path,n,n_floor = (Path(tmp)/'audit.jsonl', 40, 3) if args.smoke else (results_path('audit'), 512, 12)
+        path,n,n_floor = (Path(tmp)/'audit.jsonl', 40, 3) if args.smoke else (results_path('eval'), 512, 12)
         job = Audit(path, n, n_floor, reference_eval())
         for nm in args.parts or PARTS: PARTS[nm](job)

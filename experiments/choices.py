@@ -1,7 +1,7 @@
 """What lesson 19 compares: ranges of pixels and schedules (a training each), and calling the network less often.
 `python experiments/choices.py` trains in ±0.5 with β up to 0.01, as the lesson had it; `--choice '±1'` is the control;
 `python experiments/choices.py --choice sparse` scores the lesson's list of 296 times with `fashion_ddpm`, `skip` its other one.
-Appends to results/choices.jsonl; what is on record already is not made again."""
+Appends to results/eval.jsonl; what is on record already is not made again."""
 import time
 
 import torch
@@ -63,9 +63,9 @@ def main(
     seed:int=42,                   # of weights and noise
 ):
     "Make and score 512 images"
-    path = results_path('choices')
+    path = results_path('eval')
     command = f"python experiments/choices.py --choice '{choice}' --seed {seed}"
-    if read_records(path, command=command): return
+    if read_records(path, experiment='choices', command=command): return
     x,fields = train(choice, seed) if choice in TRAININGS else call(choice, seed)
-    r = log_record(path, **reference_eval().report(x.clamp(-1, 1), seed=seed, command=command, **fields))
+    r = log_record(path, **reference_eval().report(x.clamp(-1, 1), seed=seed, experiment='choices', command=command, **fields))
     print(choice, seed, round(r['fid'], 2), r.get('loss'), r.get('train_seconds', r.get('seconds')), flush=True)

@@ -1,4 +1,4 @@
-"""Trainings of notebooks 13, 14 and 14b: `python experiments/classifier.py [NAME …]`, one record a run in results/classifier.jsonl.
+"""Trainings of notebooks 13, 14 and 14b: `python experiments/classifier.py [NAME …]`, one record a run in results/train.jsonl.
 
 depth       plain and residual stacks of 5 and 35 layers on 12,800 images for 12 epochs: do they fit the training images?
 few         2,000 images for 40 epochs: nothing, dropout, augmentation, both
@@ -33,7 +33,7 @@ from miniai.sgd import BatchSchedCB
 from torcheval.metrics import MulticlassAccuracy      # after miniai.core, which makes torchvision importable
 
 KEEP = Path(__file__).parent.parent/'checkpoints'/'classifier'     # weights of the runs, outside git
-RESULTS = results_path('classifier')
+RESULTS = results_path('train')
 
 # --- networks
 
@@ -102,20 +102,20 @@ def train(make, epochs, seed, n_train=60_000, bs=256, n_valid=10_000, max_lr=5e-
     learn.half, c, t = half, time.process_time(), time.perf_counter()
     learn.fit(epochs)
     took = dict(cpu_seconds=time.process_time()-c, seconds=time.perf_counter()-t)
-    return model, dls, dict(took, n_train=n_train, bs=bs, max_lr=max_lr, weight_decay=wd, history=m.history)
+    return model, dls, dict(took, n_train=n_train, bs=bs, lr=max_lr, weight_decay=wd, history=m.history)
 
 def run(what, name, make, epochs, seed, smoke=False, keep=False, **kw):
     "Trains, measures, appends a record; nothing if it is there"
-    if read_records(RESULTS, what=what, run=name, epochs=epochs, seed=seed) and not smoke: return
+    if read_records(RESULTS, experiment='classifier', what=what, run=name, epochs=epochs, seed=seed) and not smoke: return
     if smoke: epochs,kw = 1, kw | dict(n_train=256, n_valid=100)
     model,dls,rec = train(make, epochs, seed, **kw)
     test = first(256, 256, 100 if smoke else 10_000).valid
     rec |= dict(accuracy=score(model, test), accuracy_tta=score(model, test, tta=True), accuracy_train=score(model, TensorLoader(dls.train.x[:10_000], dls.train.y[:10_000], 500)),
-                n_test=len(test.x), precision='bfloat16' if kw.get('half') else 'float32', command=f'python experiments/classifier.py {what}')
+                n_test=len(test.x), half='bfloat16' if kw.get('half') else 'float32', command=f'python experiments/classifier.py {what}')
     print(time.strftime('%H:%M:%S'), what, name, f'{epochs} epochs, seed {seed}:', *(f'{k} {rec[k]:.4f}' for k in ('accuracy', 'accuracy_tta', 'accuracy_train')), f'{rec["cpu_seconds"]:.0f} CPU s', flush=True)
     if smoke: return
     if keep: save(model, KEEP/f'{what}_{name}_{seed}'.replace(' ', '_'), dtype=torch.float16)
-    log_record(RESULTS, what=what, run=name, epochs=epochs, seed=seed, **rec)
+    log_record(RESULTS, experiment='classifier', what=what, run=name, epochs=epochs, seed=seed, **rec)
 
 # --- the experiments
 
@@ -147,7 +147,7 @@ def challenge5(seeds=(42, 43, 44), **kw):
 
 def best(what, n):
     "The `n` kinds of dropout with the highest mean accuracy so far"
-    recs = read_records(RESULTS, what=what)
+    recs = read_records(RESULTS, experiment='classifier', what=what)
     means = {nm: statistics.mean(accs) for nm in DROPS if (accs := [r['accuracy'] for r in recs if r['run'] == nm])}
     return sorted(means, key=means.get, reverse=True)[:n]
 
@@ -170,15 +170,15 @@ def reference(**kw):
 
 def ship(smoke=False):
     "The longest training there is, the kind of dropout with the best mean, the first seed: chosen before looking at single runs"
-    what = next((w for w in ('challenge50', 'challenge20', 'challenge5') if read_records(RESULTS, what=w)), None)
+    what = next((w for w in ('challenge50', 'challenge20', 'challenge5') if read_records(RESULTS, experiment='classifier', what=w)), None)
     if smoke: return
     if what is None: raise FileNotFoundError(f'{RESULTS} has no run of the challenge; run `python experiments/classifier.py challenge5` first')
-    name = best(what, 1)[0]; rec = min(read_records(RESULTS, what=what, run=name), key=lambda r: r['seed'])
+    name = best(what, 1)[0]; rec = min(read_records(RESULTS, experiment='classifier', what=what, run=name), key=lambda r: r['seed'])
     model,_ = load(KEEP/f'{what}_{name}_{rec["seed"]}'.replace(' ', '_'), resnet_model(stride=2))
     test = first(256, 256, 10_000).valid; tfm = dict(challenge5='none', challenge20='moved by up to a pixel, mirrored', challenge50='moved by up to a pixel, mirrored, pieces copied')
     card = dict(data='Fashion-MNIST, 60,000 training images, files checked against the published MD5s (datasets.check_md5)', architecture='miniai.resnet.resnet_model(stride=2)',
         model=dict(stride=2), input_size=[1,28,28], input_range=[-1,1], classes=FASHION_CLASSES, feature_layer='pool (model[:-2], cut_classifier())', n_features=512,
-        recipe=f'AdamW {rec["max_lr"]} one-cycle, weight decay {rec["weight_decay"]}, batches of {rec["bs"]}, augmentation: {tfm[what]}; dropout: {name} {DROPS[name]}; float32',
+        recipe=f'AdamW {rec["lr"]} one-cycle, weight decay {rec["weight_decay"]}, batches of {rec["bs"]}, augmentation: {tfm[what]}; dropout: {name} {DROPS[name]}; float32',
         accuracy=score(model, test), accuracy_tta=score(model, test, tta=True), stored_as='float16')
     path = save(model, WEIGHTS/'fashion_classifier2', dtype=torch.float16, **card, **{k: rec[k] for k in ('epochs', 'seed', 'n_train', 'n_test', 'cpu_seconds', 'device', 'versions', 'time', 'command')})
     print(f'{path.name}: {path.stat().st_size/1e6:.1f} MB, {card["accuracy"]:.4f}, by {what}, {name}, seed {rec["seed"]}')

@@ -2,7 +2,7 @@
 2024, arXiv:2406.14548). Called again, it goes on from its checkpoint.
 
     python experiments/ect.py [--steps 6000]      tune → runs/ect
-    python experiments/ect.py --score-only           FID of one and two calls → results/fewer.jsonl
+    python experiments/ect.py --score-only           FID of one and two calls → results/eval.jsonl
 
 At noise level t the network's image is pulled to its own (held still) at a lower level r, of the same image and noise. r starts at
 0, which is the training of a diffusion model, and moves up to t in stages: then one call agrees with the next, all along the way."""
@@ -94,7 +94,7 @@ def score_it(out, weights, n, steps):
     y = {'y': torch.arange(n) % den.n_classes} if den.n_classes else {}
     for calls,grid in ((1, [80.]), (2, [80., 0.8])):
         what = dict(model=weights, tuned='ect', tuning_steps=steps, command=f'python experiments/ect.py --score-only --steps {steps}')
-        r = log_record(results_path('fewer'), **score(den, ie, 'ancestral', calls, n, sampling=dict(levels=levels(ve, grid)) | y, **what) | dict(what='ect'))
+        r = log_record(results_path('eval'), **score(den, ie, 'ancestral', calls, n, sampling=dict(levels=levels(ve, grid)) | y, **what) | dict(what='ect', experiment='fewer'))
         print(calls, round(r['fid'], 2), flush=True)
 
 @call_parse

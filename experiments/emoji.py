@@ -1,7 +1,7 @@
 """Trains a small U-Net on coloured pictures, 32×32, and keeps what it draws: `nice -n 10 python experiments/emoji.py [--quick]`.
 
 The pictures are the people of Debian's Noto Color Emoji (package fonts-noto-color-emoji): a head, mostly with shoulders.
-Writes a record to results/tracking.jsonl and three grids to nbs/images/. The network itself is not kept."""
+Writes a record to results/train.jsonl and three grids to nbs/images/. The network itself is not kept."""
 import io, time
 from functools import partial
 from pathlib import Path
@@ -102,7 +102,7 @@ def main(
     xs = draw(net, 48); near,d2 = nearest(xs, data); _,floor = nearest(to_unit(torch.as_tensor(x[:held])), data)
     strips = [np.asarray(Image.open(p).convert('RGB')) for p in sorted(Path(grids.folder).glob('*.png'))]
     hist = {k: [round(d['loss'], 5) for d in track.history if d['train'] == k] for k in ('train', 'eval')}
-    rec = dict(what='emoji', data='people of Noto Color Emoji', command='python experiments/emoji.py', epochs=epochs, bs=bs,
+    rec = dict(experiment='tracking', what='emoji', data='people of Noto Color Emoji', command='python experiments/emoji.py', epochs=epochs, bs=bs,
                lr=lr, ema=0.995, seed=seed, n_train=len(data), n_valid=held, parameters=sum(p.numel() for p in net.parameters()),
                config=net.config, sigma_data=sd, cpu_seconds=round(cpu.secs), loss=hist['eval'][-1], history=hist,
                solver='dpmpp_2m', nfe=18, steps=[every*(i+1) for i in range(len(strips))],
@@ -113,4 +113,4 @@ def main(
     keep('emoji_nearest', torch.cat([xs[:16], near[:16]]), 16)
     steps = to_unit(torch.as_tensor(np.stack(strips))).permute(0,3,1,2)
     keep('emoji_steps', steps, len(steps))
-    log_record(results_path('tracking'), **rec)
+    log_record(results_path('train'), **rec)

@@ -2,9 +2,9 @@
 `fashion_ddpm`, which predicts the noise at DDPM's thousand levels.
 
     python experiments/fashion.py [--name fashion]               train → runs/NAME; called again, it goes on
-    python experiments/fashion.py --score-it [--name fashion]          FID of every snapshot → results/fashion.jsonl
+    python experiments/fashion.py --score-it [--name fashion]          FID of every snapshot → results/eval.jsonl
     python experiments/fashion.py --ship --snapshot ema0.1-8000        a snapshot → miniai/weights/NAME
-    python experiments/fashion.py --lengths 5000                       FID of averages of other lengths → results/fashion.jsonl
+    python experiments/fashion.py --lengths 5000                       FID of averages of other lengths → results/eval.jsonl
 
 Muon turns the matrices, Adam the rest. The learning rate falls as 1/√step and the weights are averaged over a fixed share of the training (Karras et al. 2024,
 *Analyzing and Improving the Training Dynamics of Diffusion Models*, §3): one may look at any time, and let it go on.
@@ -109,20 +109,20 @@ def denoiser(r, path):
 
 def score_snapshots(name, out, n, labels, only='', seed=42):
     "A record of each snapshot that has none yet"
-    path = results_path('fashion'); ie = reference_eval(); r = recipe(name); labels = labels and r['drop'] is not None
+    path = results_path('eval'); ie = reference_eval(); r = recipe(name); labels = labels and r['drop'] is not None
     for p in snapshots(out):
-        if only not in p.name or read_records(path, network=name, snapshot=p.name, n=n, labels=labels, seed=seed): continue
+        if only not in p.name or read_records(path, experiment='fashion', model=name, snapshot=p.name, n=n, labels=labels, seed=seed): continue
         den,card = denoiser(r, p); y = torch.arange(n) % 10 if labels else None
         rec = log_record(path, **score(den, ie, n=n, seed=seed, sampling=dict(y=y)), command=f'python experiments/fashion.py --name {name} --score-it',
-                         network=name, snapshot=p.name, labels=labels, step=card['step'], ema=card['ema'], train_cpu_seconds=round(card['cpu_seconds']))
+                         experiment='fashion', model=name, snapshot=p.name, labels=labels, step=card['step'], ema=card['ema'], train_cpu_seconds=round(card['cpu_seconds']))
         print(p.name, 'labels' if labels else 'no labels', round(rec['fid'], 3), flush=True)
 
 def score_lengths(name, out, n, steps, widths=(0.04, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.25), seed=42):
     "A record of averages of other lengths, rebuilt from the snapshots, at each of these steps (notebook 26a)"
-    path = results_path('fashion'); ie = reference_eval(); r = recipe(name); net = network(r)
+    path = results_path('eval'); ie = reference_eval(); r = recipe(name); net = network(r)
     for step in steps:
         for width in widths:
-            what = dict(network=name, snapshot='rebuilt', step=step, ema=width, n=n, seed=seed)
+            what = dict(experiment='fashion', model=name, snapshot='rebuilt', step=step, ema=width, n=n, seed=seed)
             if read_records(path, **what): continue
             net.load_state_dict(phema.rebuild(out, width, step))
             den = Denoiser(net.eval(), r['form'], half_dtype(), dict(size=(1,28,28), drop=r['drop'])); y = None if r['drop'] is None else torch.arange(n) % 10
@@ -148,7 +148,7 @@ def ship_snapshot(name, path, to):
 
 def draw_curve(path):
     "FID against images trained on: the records of `fashion`, and the former recipe from results/speedrun.md"
-    recs = sorted(read_records(results_path('fashion'), network='fashion', n=2048, seed=42, labels=True, ema=0.1), key=lambda r: r['step'])
+    recs = sorted(read_records(results_path('eval'), experiment='fashion', model='fashion', n=2048, seed=42, labels=True, ema=0.1), key=lambda r: r['step'])
     former = [(758, 12.), (1512, 5.5), (4188, 2.19)]           # CPU seconds and FID; 660,000 images took 4,188
     fig,ax = plt.subplots(figsize=(7,4), layout='constrained')
     ax.plot([s*660/4188 for s,_ in former], [f for _,f in former], 'o-', color='tab:gray', label='former recipe: Adam, attention, no labels (fashion_edm)')

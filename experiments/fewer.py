@@ -1,6 +1,6 @@
 """Fewer calls: fits a solver to a network that comes with the package, and scores solvers at 1…50 calls (lessons 24a, 27).
 `python experiments/fewer.py --fit-it` first writes a solver of five calls into the card of the network;
-then, and without it, FIDs are appended to results/fewer.jsonl. What is on record already is not made again."""
+then, and without it, FIDs are appended to results/eval.jsonl. What is on record already is not made again."""
 import time
 
 import torch
@@ -25,7 +25,7 @@ def labels(den, n):
     return torch.arange(n) % den.n_classes if den.n_classes else None
 
 def fit(weights, steps, n, calls, n_iter):
-    "Fit a solver to what `calls` calls make of n noises; it goes into the card, and a record to results/fewer.jsonl"
+    "Fit a solver to what `calls` calls make of n noises; it goes into the card, and a record to results/eval.jsonl"
     den,start = load_denoiser(weights), time.process_time()
     y = labels(den, n)
     noise = image_noise(7, 0, (n, *den.size), 'cpu')()
@@ -35,7 +35,7 @@ def fit(weights, steps, n, calls, n_iter):
     solver.fit.update(teacher=f'dpmpp_3m, {calls} calls', cpu_seconds=round(time.process_time()-start))
     keep_solver(solver, WEIGHTS/weights)
     command = f'python experiments/fewer.py --fit-it --weights {weights} --steps {steps} --n-fit {n} --calls {calls} --n-iter {n_iter}'
-    log_record(results_path('fewer'), what='fit', model=weights, command=command, steps=steps, teacher_cpu_seconds=round(teacher),
+    log_record(results_path('train'), experiment='fewer', what='fit', model=weights, command=command, steps=steps, teacher_cpu_seconds=round(teacher),
                sigmas=solver.sigmas, told=solver.told, weights=solver.weights, network=solver.network, **solver.fit)
     print(solver.fit, [round(s, 3) for s in solver.sigmas])
 
@@ -53,11 +53,11 @@ def main(
     "Fit a solver, score the table"
     torch.set_num_threads(1)
     if fit_it: fit(weights, steps, n_fit, calls, n_iter)
-    den,ie,path = load_denoiser(weights), reference_eval(), results_path('fewer')
+    den,ie,path = load_denoiser(weights), reference_eval(), results_path('eval')
     who = fingerprint(den)
     for solver,steps,seed in TABLE[:first]:
-        if read_records(path, what='solver', model=weights, network=who, solver=solver, steps=steps, n=n, seed=seed): continue
+        if read_records(path, experiment='fewer', model=weights, network_hash=who, solver=solver, steps=steps, n=n, seed=seed): continue
         y = labels(den, n)
-        r = log_record(path, **score(den, ie, solver, steps, n, seed, {} if y is None else dict(y=y), model=weights, network=who, labels=y is not None,
+        r = log_record(path, **score(den, ie, solver, steps, n, seed, {} if y is None else dict(y=y), experiment='fewer', model=weights, network_hash=who, labels=y is not None,
                                      command=f'python experiments/fewer.py --weights {weights} --n {n}'))
         print(solver, steps, seed, r['nfe'], round(r['fid'], 2), r['cpu_seconds'], flush=True)

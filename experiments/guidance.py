@@ -2,7 +2,7 @@
 
 Samples of every class alike, guided by the label, by the label within an interval of noise levels, and by an early snapshot,
 each scored by FID, precision, recall, Inception Score, and by how often a classifier sees the class that was asked for
-→ results/guidance.jsonl. A record that is there is not made again, so the same command goes on after a kill; the most
+→ results/eval.jsonl. A record that is there is not made again, so the same command goes on after a kill; the most
 telling ones are made first. About 30 CPU s for 2,048 images by ten calls, twice that where two calls are made at each level."""
 import time
 from pathlib import Path
@@ -56,21 +56,21 @@ def main(
     n:int=2048,            # images of each row
     steps:int=10,          # noise levels, by dpmpp_2m
     rows:int=None,         # only the first so many
-    out:str='',            # where records go; '': results/guidance.jsonl
+    out:str='',            # where records go; '': results/eval.jsonl
 ):
     "Make the records that are not there yet"
     torch.set_num_threads(1)
-    path,ie = Path(out) if out else results_path('guidance'), reference_eval()
+    path,ie = Path(out) if out else results_path('eval'), reference_eval()
     den,bad = load_denoiser('fashion'), load_denoiser('fashion_early')
-    y,made = torch.arange(n) % 10, dict(weights='fashion', early='fashion_early', n=n, steps=steps)
+    y,made = torch.arange(n) % 10, dict(experiment='guidance', model='fashion', early='fashion_early', n=n, steps=steps)
     command = f'python experiments/guidance.py --n {n}'
-    if not read_records(path, how='real', n=n):
+    if not read_records(path, experiment='guidance', how='real', n=n):
         x,labels = real(ie, n)
-        log_record(path, **row(ie, x, labels, 0, 0., what='guidance', how='real', scale=None, seed=42, command=command))
+        log_record(path, **row(ie, x, labels, 0, 0., experiment='guidance', what='guidance', how='real', guidance=None, seed=42, command=command))
     for how,scale,seed in WAYS[:rows]:
-        if read_records(path, how=how, scale=scale, seed=seed, **made): continue
+        if read_records(path, how=how, guidance=scale, seed=seed, **made): continue
         x,nfe,secs = draw(denoiser(how, scale, den, bad), n, y, seed, steps)
-        r = row(ie, x, y, nfe, secs, what='guidance', how=how, scale=scale, seed=seed, solver='dpmpp_2m', command=command,
+        r = row(ie, x, y, nfe, secs, what='guidance', how=how, guidance=scale, seed=seed, solver='dpmpp_2m', command=command,
                 interval=INTERVAL if how == 'interval' else None, **made)
         log_record(path, **r)
         print(how, scale, seed, {k: round(r[k], 3) for k in ('fid', 'precision', 'recall', 'inception_score')}, r['agreement'], flush=True)

@@ -1,5 +1,5 @@
 """Restores held-out garments from what a mask, a small copy or a blur left of them: lesson 32's table.
-`python experiments/inverse.py` appends to results/inverse.jsonl; what is on record already is not made again.
+`python experiments/inverse.py` appends to results/eval.jsonl; what is on record already is not made again.
 `--beside` instead compares DPS and MMPS with the azula library's, on the same network and noise."""
 import importlib.metadata, itertools, math, time
 from functools import partial
@@ -100,7 +100,7 @@ def beside_azula(weights, x, seed, path, what):
             out.append(torch.cat([f(name, den, op, y[p], NOISE, ls, z[p], seed) for p in parts]))
             secs.append(round(time.process_time()-start, 2))
         r = log_record(path, what='azula', method=name, n=len(x), **what, azula=importlib.metadata.version('azula'),
-                       largest_difference=(out[0]-out[1]).abs().max().item(), cpu_ratio=round(secs[0]/secs[1], 3), cpu_seconds=secs)
+                       largest_difference=(out[0]-out[1]).abs().max().item(), cpu_ratio=round(secs[0]/secs[1], 3), cpu_pairs=secs)
         print(name, r['largest_difference'], r['cpu_ratio'], flush=True)
 
 def sine(t):
@@ -114,11 +114,11 @@ def main(
     seed:int=42,                # of the measurements' noise and of the sampling
     tasks:str='hole,small,blur',  # which to do
     beside:bool=False,          # compare with azula instead, on four images
-    record:str=None,            # a .jsonl; None: results/inverse.jsonl
+    record:str=None,            # a .jsonl; None: results/eval.jsonl
 ):
     "Restore n test images by every method, and by simple means"
-    path = record or results_path('inverse')
-    what = dict(model=weights, seed=seed, noise=NOISE, command=f'python experiments/inverse.py --weights {weights} --n {n} --seed {seed}' + ' --beside'*beside)
+    path = record or results_path('eval')
+    what = dict(experiment='inverse', model=weights, seed=seed, noise=NOISE, command=f'python experiments/inverse.py --weights {weights} --n {n} --seed {seed}' + ' --beside'*beside)
     dls = fashion_dls(64, None, n, say=lambda s: None)
     x = next(iter(dls.valid))[0][:n].cpu()
     if beside: return beside_azula(weights, x[:4], seed, path, what)
@@ -129,7 +129,7 @@ def main(
         op = TASKS[task]
         y = measure(op, x, NOISE, seed)
         done = [(name, im, 0, None) for name,im in simple(op, y, train)]
-        skip = [r['method'] for r in read_records(path, what='restore', task=task, n=n, model=weights, seed=seed)]
+        skip = [r['method'] for r in read_records(path, experiment='inverse', what='restore', task=task, n=n, model=weights, seed=seed)]
         todo = {k: v for k,v in (METHODS | (MORE if isinstance(op, Mask) else {})).items() if k not in skip}
         for name,im,calls,secs in itertools.chain(done, restored(den, op, y, seed, todo)):
             if name in skip: continue

@@ -1,4 +1,4 @@
-"""Bits per dimension of a shipped network, for lesson 31: `python experiments/likelihood.py`, records in results/likelihood.jsonl.
+"""Bits per dimension of a shipped network, for lesson 31: `python experiments/likelihood.py`, records in results/eval.jsonl.
 
 bits        of test and training images: the mean by the ODE and by the bound, and the bound of each image
 errors      the error of the predicted noise over σ: what the bound integrates
@@ -78,7 +78,7 @@ def main(
     smoke:bool=False,            # a few images, nothing kept
 ):
     "Measure bits per dimension"
-    path = Path(tempfile.mkdtemp())/'likelihood.jsonl' if smoke else results_path('likelihood')
+    path = Path(tempfile.mkdtemp())/'likelihood.jsonl' if smoke else results_path('eval')
     n = 2 if smoke else n
     for what in [part] if part else PARTS:
         if read_records(path, what=what, weights=weights): continue
@@ -86,5 +86,5 @@ def main(
         PARTS[what](weights, lambda **kw: kept.append(kw), n, 10*n)
         secs = round(time.process_time()-start, 1)
         command = f'python experiments/likelihood.py --part {what} --weights {weights} --n {n}'
-        for r in kept: log_record(path, what=what, weights=weights, seed=SEED, command=command, **r, cpu_seconds=secs)
+        for r in kept: log_record(path, experiment='likelihood', what=what, model=weights, seed=SEED, command=command, **r, cpu_seconds=secs)
         print(weights, what, secs, [{k: v for k,v in r.items() if not isinstance(v, list)} for r in kept], flush=True)

@@ -1,6 +1,6 @@
 """Scores solvers on a network that comes with the package: the tables of lessons 20, 23 and 24 and of the front page.
-`python experiments/samplers.py` appends to results/karras.jsonl; what is on record already is not made again.
-`python experiments/samplers.py --weights fashion_ddpm --table` scores DDIM's sweep (lesson 20) into results/ddpm.jsonl.
+`python experiments/samplers.py` appends to results/eval.jsonl; what is on record already is not made again.
+`python experiments/samplers.py --weights fashion_ddpm --table` scores DDIM's sweep (lesson 20) there, too.
 The network itself: `miniai_train --epochs 11 --ema 0.9995 --out fashion_edm` (float32 where there is no bfloat16)."""
 from fastcore.script import call_parse
 
@@ -21,18 +21,18 @@ def main(
     n:int=2048,                 # images
     seed:int=42,                # of the noise
     table:bool=False,           # on DDPM's own times (lesson 20) rather than on Karras's noise levels
-    record:str=None,            # a .jsonl; None: results/karras.jsonl, of a table results/ddpm.jsonl
+    record:str=None,            # a .jsonl; None: results/eval.jsonl
 ):
     "Score every solver of the table"
-    den,ie,path = load_denoiser(weights), reference_eval(), record or results_path('ddpm' if table else 'karras')
+    den,ie,path = load_denoiser(weights), reference_eval(), record or results_path('eval')
     card,den = den.card, clip_x0(den) if table else den                     # diffusers' DDIM clips too
     for solver,steps,eta in DDPM if table else TABLE:
         get_solver(solver)
-        what = dict(model=weights, solver=solver, steps=steps, eta=eta, n=n, seed=seed, grid='ddpm' if table else 'karras')
+        what = dict(experiment='ddpm' if table else 'karras', model=weights, solver=solver, steps=steps, eta=eta, n=n, seed=seed, grid='ddpm' if table else 'karras')
         if table: what['trained'] = card['cpu_seconds']                     # says which training of these weights
         if read_records(path, **what): continue
         sampling = ({} if eta is None else dict(eta=eta)) | (dict(levels=ddpm_levels(steps)) if table else {})
         command = f'python experiments/samplers.py --weights {weights} --n {n} --seed {seed}' + ' --table'*table
         r = log_record(path, **score(den, ie, solver, steps, n, seed, sampling, command=command,
-                                    **{k: what[k] for k in ('model', 'grid', 'trained') if k in what}))
+                                    **{k: what[k] for k in ('experiment', 'model', 'grid', 'trained') if k in what}))
         print(solver, steps, eta, r['nfe'], round(r['fid'], 2), r['cpu_seconds'], flush=True)

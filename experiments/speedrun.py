@@ -1,6 +1,6 @@
 """Seconds of CPU to a FID of 10×, 5× and 2.5× the floor, on Fashion-MNIST.
 
-    python experiments/speedrun.py --name NAME [--seconds 200] [--seed 42]     train, score, append to results/speedrun.jsonl
+    python experiments/speedrun.py --name NAME [--seconds 200] [--seed 42]     train, score, append to results/eval.jsonl
     python experiments/speedrun.py --show                               the board, from the records
 
 Rules.
@@ -79,8 +79,8 @@ def train(r, seconds, seed):
 
 def board():
     "The rows of the log, best first within each budget"
-    rows = sorted(read_records(results_path('speedrun'), what='speedrun'), key=lambda r: (r['budget'], r['fid']))
-    return Table([r | dict(times=r['fid']/r['floor']) for r in rows], dict(name='recipe', budget='CPU s', seed='seed', steps='steps', fid='FID', times='times the floor', cpu='CPU', half='precision'))
+    rows = sorted(read_records(results_path('eval'), experiment='speedrun'), key=lambda r: (r['budget'], r['fid']))
+    return Table([r | dict(times=r['fid']/r['floor']) for r in rows], dict(name='recipe', budget='CPU s', seed='seed', train_steps='steps', fid='FID', times='times the floor', cpu='CPU', half='precision'))
 
 def cpu_name():
     "The processor, as /proc/cpuinfo names it, where there is one"
@@ -103,6 +103,6 @@ def main(
     r = RECIPES[name]; den,steps,spent = train(r, seconds, seed)
     sampling = dict(y=torch.arange(n) % 10) if r.drop >= 0 else {}
     rec = score(den, reference_eval(), n=n, sampling=sampling)
-    rec |= dict(what='speedrun', name=name, budget=seconds, steps=steps, train_cpu_seconds=round(spent, 1), seed=seed, sampling_seed=42, recipe=asdict(r), cpu=cpu_name(),
+    rec |= dict(experiment='speedrun', what='speedrun', name=name, budget=seconds, train_steps=steps, train_cpu_seconds=round(spent, 1), seed=seed, sampling_seed=42, recipe=asdict(r), cpu=cpu_name(),
                 half=str(half_dtype() or torch.float32), note=note, command=f'python experiments/speedrun.py --name {name} --seconds {seconds:g} --seed {seed}')
-    log_record(results_path('speedrun'), **rec); print(name, seed, steps, round(spent), round(rec['fid'], 2), flush=True)
+    log_record(results_path('eval'), **rec); print(name, seed, steps, round(spent), round(rec['fid'], 2), flush=True)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from fastcore.basics import patch
+from fastcore.script import is_cli
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -218,8 +219,7 @@ def _open(self:CheckpointCB, learn):
 # %% ../nbs/09b_checkpoint.ipynb #9b000045
 def _beyond(at, n_epochs):
     "Whether a position lies behind the end of a fit of so many epochs"
-    epoch,batch = at
-    return epoch + (batch != 0) > n_epochs
+    return at[0] + (at[1] != 0) > n_epochs
 
 def _equal(sd, model):
     "Whether a model has exactly these weights"
@@ -343,7 +343,7 @@ def after_fit(self:CheckpointCB, learn):
 @patch
 def _hear(self:CheckpointCB, num, frame):
     "A signal (Ctrl-C, or `kill`): the batch is finished first. The second time, stop at once"
-    if self.heard: raise KeyboardInterrupt()
+    if self.heard: raise KeyboardInterrupt(num)
     self.heard = num
     print('stopping after this batch; once more stops at once', flush=True)
 
@@ -372,5 +372,6 @@ def cleanup_fit(self:CheckpointCB, learn):
     if e is None or e is self.outer:
         if self.trained and not self.ended: self._end(learn, 'cancelled', learn.epoch+1)
     elif isinstance(e, (KeyboardInterrupt, SystemExit)) and self.last:
-        print(f'interrupted; {self.path} is {_where(*self.last)}, and the same fit goes on from '
+        e.told, what = True, 'command' if is_cli() else 'fit'
+        print(f'interrupted; {self.path} is {_where(*self.last)}, and the same {what} goes on from '
               'there', flush=True)

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .cli import command
 from .diffusion import Level, ratio
-from .recipes import load_denoiser
+from .recipes import command, load_denoiser
 
 # %% ../nbs/30b_export.ipynb #cc322453
 class Graph(nn.Module):

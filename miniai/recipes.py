@@ -4,21 +4,24 @@
 
 # %% auto #0
 __all__ = ['small_unet', 'suggest_sigmas', 'measured_form', 'OneCycleCB', 'orthogonal', 'MuonAdam', 'diffusion_learner', 'Card',
-           'save_denoiser', 'load_denoiser', 'reference_eval', 'ddpm_levels', 'score']
+           'save_denoiser', 'load_denoiser', 'reference_eval', 'ddpm_levels', 'score', 'BadInput', 'command', 'alone']
 
 # %% ../nbs/30a_recipes.ipynb #769ec82f
-import math, time
+import math, os, signal, sys, time
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import partial, wraps
+from inspect import signature
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from fastcore.script import CliError, call_parse, is_cli
 from torch import optim
 from torch.optim import lr_scheduler
 
 from .accel import MixedPrecision
-from .core import def_device, half_dtype, device_name, save, versions
+from .core import def_device, device_name, half_dtype, locked, run_scale, save, versions
 from .datasets import fashion_dls, to_unit
 from .ddim import subsequence
 from .denoiser import Denoiser
@@ -244,3 +247,46 @@ def score(
     secs = time.process_time()-start
     what = dict(what='solver', solver=solver, steps=steps, nfe=nfe[-1], eta=sampling.get('eta'))
     return ie.report(x.clamp(-1, 1), seed=seed, **what, cpu_seconds=round(secs, 1), **fields)
+
+# %% ../nbs/30a_recipes.ipynb #30a60003
+class BadInput(CliError, ValueError):
+    "What was given, what was expected, what to do: a `ValueError`; as a command, the sentence alone"
+
+# %% ../nbs/30a_recipes.ipynb #30a60004
+def _stop(num, frame): raise KeyboardInterrupt(num)
+
+@contextmanager
+def _stoppable():
+    "In a command, Ctrl-C and SIGTERM are a sentence and an exit status"
+    for s in (signal.SIGINT, signal.SIGTERM) if is_cli() else (): signal.signal(s, _stop)
+    try: yield
+    except KeyboardInterrupt as e:
+        if not is_cli(): raise
+        if not hasattr(e, 'told'): print('interrupted, and not finished: give the same command again', file=sys.stderr)
+        raise SystemExit(128 + (*e.args, signal.SIGINT)[0]) from None
+
+# %% ../nbs/30a_recipes.ipynb #30a60005
+def command(
+    f,  # a function with docments
+):
+    "`f` as a function and as a command"
+    @wraps(f)
+    def _f(*args, **kwargs):
+        try:
+            run_scale()                       # an unknown one is refused before any work
+            with _stoppable(): return f(*args, **kwargs)
+        except (ValueError, OSError) as e: raise BadInput(str(e)) from e
+    return call_parse(_f)
+
+# %% ../nbs/30a_recipes.ipynb #30a60007
+def alone(
+    f,  # a function with an argument `out`
+):
+    "`f`, refused while another process writes to the same `out`; of those that `torchrun` started, the first asks"
+    @wraps(f)
+    def _f(*args, **kwargs):
+        given = signature(f).bind(*args, **kwargs)
+        given.apply_defaults()
+        first = os.environ.get('RANK', '0') == '0'
+        with locked(given.arguments['out']) if first else nullcontext(): return f(*args, **kwargs)
+    return _f
