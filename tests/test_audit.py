@@ -194,7 +194,7 @@ def test_floor_z():
 # --- the record
 
 def test_records_carry_what_they_must():
-    recs = read_records(ROOT/'results'/'audit.jsonl'); assert recs
+    recs = read_records(ROOT/'results'/'eval.jsonl', experiment='audit'); assert recs
     need = {'floor': 'part', 'changed': 'name part', 'attack': 'of eps goal fid2 floor2'}
     for r in recs:
         assert r['n'] and 'seed' in r, r
