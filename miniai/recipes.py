@@ -155,8 +155,8 @@ def diffusion_learner(
         model = small_unet(next(iter(dls.train))[0].shape[1], form.t_scale, **labels, **net)
     half = half_dtype() is not None if bf16 is None else bf16
     verbs = MixedPrecision(n_inp) if half else TrainCB(n_inp)
-    cycle = OneCycleCB([muon, lr] if muon else lr)
-    cbs = [DeviceCB(), NoiseCB(form, drop), verbs, MetricsCB(), cycle, *(cbs or [])]
+    cbs = [DeviceCB(), NoiseCB(form, drop), verbs, MetricsCB(),
+           OneCycleCB([muon, lr] if muon else lr), *(cbs or [])]
     adam = partial(optim.Adam, eps=1e-5, fused=True)
     opt = (lambda ps, lr: MuonAdam(model, lr, muon)) if muon else adam
     return Learner(model, dls, F.mse_loss, lr=lr, cbs=cbs, opt_func=opt)
