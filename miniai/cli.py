@@ -198,6 +198,7 @@ def train(
     patch:int=None,    # fold squares of so many pixels' side into channels first; None: 2
     epochs:int=11,     # passes over the training images
     lr:float=2e-3,     # the highest learning rate
+    muon:float=0.,     # the highest rate of Muon, for kernels and matrices, e.g. 0.01; 0: Adam for everything
     bs:int=64,         # images in a batch
     ema:float=0.9995,  # decay of the averaged weights, which are what is saved; 0: the last weights themselves
     seed:int=42,       # of the weights, the order and the noise
@@ -213,12 +214,13 @@ def train(
     _may_train(out, form, force)
     dls = image_dls(data, bs, n_train, n_valid, skip=skip, size=_sides(size))
     (drop,n_classes),chw = _labels(dls, labels, drop), list(dls.train.x.shape[1:])
-    told = dict(bs=bs, ema=ema, seed=seed, drop=drop, flip=flip)
+    told = dict(bs=bs, ema=ema, seed=seed, drop=drop, flip=flip,
+                optimizer=f'Muon at {muon:g} on matrices, Adam on the rest' if muon else 'Adam')
     net |= dict(n_classes=n_classes)
     more = dict(data=dls.name, n_train=n_train, n_valid=n_valid, size=chw, skip=skip, **net)
     check,cbs = _check(out, every, told | more, force), _cbs(avg, flip, _look(out, preview, avg, chw, n_classes))
     set_seed(seed)
-    learn = diffusion_learner(dls, form, lr=lr, drop=drop, cbs=cbs, **net)
+    learn = diffusion_learner(dls, form, lr=lr, drop=drop, muon=muon, cbs=cbs, **net)
     learn.fit(epochs, cbs=check)
     return _keep(learn, avg, out, _card(learn, start, epochs=epochs, lr=lr, **told), check)
 

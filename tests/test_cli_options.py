@@ -24,7 +24,7 @@ def card(path): return json.loads(Path(path).with_suffix('.json').read_text(enco
 def bits(path): return torch.cat([v.flatten().float() for v in load(path)[0].values()])
 
 @pytest.mark.parametrize('kw,told', [(dict(size='8x12'), dict(size=[3,8,12])), (dict(size=16), dict(size=[3,16,16])), (dict(widths='16,16,32'), dict(config=dict(widths=[16,16,32]))),
-    (dict(patch=1), dict(config=dict(patch=1))), (dict(flip=True), dict(flip=True)), (dict(labels=True), dict(drop=.1, classes=['dark','light'], config=dict(n_classes=2))),
+    (dict(patch=1), dict(config=dict(patch=1))), (dict(flip=True), dict(flip=True)), (dict(muon=.01), dict(optimizer='Muon at 0.01 on matrices, Adam on the rest')), (dict(labels=True), dict(drop=.1, classes=['dark','light'], config=dict(n_classes=2))),
     (dict(labels=True, drop=.5), dict(drop=.5)), (dict(data='mine.npz', labels=True), dict(data='mine', drop=.1, classes=None, config=dict(n_classes=2))),
     (dict(n_train=16), dict(n_train=16)), (dict(seed=1), dict(seed=1)), (dict(lr=1e-3), dict(lr=1e-3)), (dict(form='flow'), dict(form=dict(name='flow')))], ids=str)
 def test_the_card_says_each_option(kw, told):
@@ -56,7 +56,7 @@ def test_a_preview_changes_nothing(killed):
     assert torch.equal(went_on, bits(train(out='whole', **kw))) and torch.equal(went_on, bits(train(out='seen', preview=1, **kw)))
 
 @pytest.mark.parametrize('kw,words', [(dict(flip=False), 'flip was True, now False'), (dict(drop=.5), 'drop was 0.1, now 0.5'), (dict(labels=False), 'drop was 0.1, now None'), (dict(size='8x12'), r'size was \[3, 8, 8\], now \[3, 8, 12\]'),
-                                      (dict(widths='32,32'), r'widths was \[16, 32\]'), (dict(patch=1), 'patch was not given, now 1'), (dict(n_valid=2), 'n_valid was 2000, now 2'), (dict(skip=True), 'skip was False')], ids=str)
+                                      (dict(widths='32,32'), r'widths was \[16, 32\]'), (dict(patch=1), 'patch was not given, now 1'), (dict(muon=.01), "optimizer was 'Adam', now 'Muon at 0.01 on matrices, Adam on the rest'"), (dict(n_valid=2), 'n_valid was 2000, now 2'), (dict(skip=True), 'skip was False')], ids=str)
 def test_another_setting_does_not_go_on(killed, kw, words):
     with pytest.raises(ValueError, match=words) as e: train(**dict(data='mine', out='w', every=1, flip=True, labels=True) | SMALL | kw)
     assert 'was made with other settings' in str(e.value) and '\n' not in str(e.value)
