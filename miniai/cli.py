@@ -122,12 +122,6 @@ def _may_train(out, form, force):
         raise FileExistsError(f'{weights_path(out)} exists, and nothing is overwritten: choose another name, '
                               'or say --force')
 
-def _check(out, every, told, force):
-    "The checkpoint of a run of which these settings are told; a former one is removed by force"
-    check = CheckpointCB(f'{out}-checkpoint', every, told)
-    if force: check.remove()
-    return check
-
 def _sides(size):
     "(height, width) of a size as it is typed: one number, or two with an x between; None for None"
     found = re.fullmatch(r'(\d+)(?:[x×](\d+))?', '0' if size is None else str(size))
@@ -150,6 +144,7 @@ def _labels(dls, labels, drop):
         raise ValueError(f'{dls.name} has no labels: a folder for each class was expected, or a .npz with `labels`')
     return 0.1 if drop is None else drop, len(dls.classes or range(int(dls.train.y.max())+1))
 
+# %% ../nbs/30_cli.ipynb #45a80001
 def _cbs(avg, flip, look):
     "Callbacks of `train`: a bar, the average if there is one, shares for several processes"
     some = [*([avg] if avg else []), *([FlipCB()] if flip else []), *([DistCB()] if world() > 1 else [])]
@@ -168,6 +163,13 @@ class _PreviewCB(Callback):
         write_png(self.path, image_grid(x, scale=max(1, 96//self.size[-1])))
 
 def _look(out, every, *args): return [_PreviewCB(f'{out}-preview.png', every, *args)] if every else []
+
+# %% ../nbs/30_cli.ipynb #45a80002
+def _check(out, every, told, force):
+    "The checkpoint of a run of which these settings are told; a former one is removed by force"
+    check = CheckpointCB(f'{out}-checkpoint', every, told)
+    if force: check.remove()
+    return check
 
 def _card(learn, start, drop, **told):
     "What there is to say of a training that is over"
