@@ -12,6 +12,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from fastcore.basics import patch
+from torch.nn.parallel import DistributedDataParallel
 
 from .core import def_device
 from .learner import Callback, DeviceCB, as_tuple, n_items
@@ -81,6 +82,8 @@ class DistCB(Callback):
         self.rows,self.whole = share(self.n),batch
         learn.batch = tuple(o[self.rows] for o in batch)
         self.weight = (self.rows.stop-self.rows.start)/self.n
+        if isinstance(learn.model, DistributedDataParallel):      # as Accelerate wraps it: its mean
+            learn.model.require_backward_grad_sync = False        # would take all shares as equal
 
 # %% ../nbs/29_scale.ipynb #29a0001d
 def _from_first(t):

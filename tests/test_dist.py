@@ -1,24 +1,24 @@
 "Two processes train as one does, and go on after one of them is killed"
-import json, os, signal, subprocess, sys
-from pathlib import Path
+import os, runpy, shutil, subprocess, sys
 import pytest
 import torch
 from common import ROOT
 from miniai.core import load
-from miniai.dist import DistCB, all_sum, gathered, join, on_first, rank, share, world
+from miniai.dist import all_sum, gathered, join, on_first, rank, share, world
 
 SCRIPT = '''
 import json, os, signal, sys
 from pathlib import Path
 import torch
 import torch.nn.functional as F
-from miniai.accel import EMACB
+from miniai.accel import AccelerateCB, EMACB, MixedPrecision
 from miniai.checkpoint import CheckpointCB
 from miniai.core import save, set_seed
 from miniai.datasets import DataLoaders, TensorLoader
 from miniai.dist import *
+from miniai.diffusion import NoiseCB
 from miniai.karras import edm
-from miniai.learner import Callback
+from miniai.learner import Callback, DeviceCB, Learner, MetricsCB
 from miniai.recipes import diffusion_learner
 from miniai.unet import UNet
 class Die(Callback):
@@ -36,8 +36,21 @@ avg = EMACB(0.9)
 learn = diffusion_learner(dls, edm(0.6), net, bf16=False, cbs=[avg, Die(), *([DistCB()] if world() > 1 else [])])
 print('rank', rank(), 'speaks')
 learn.fit(3, cbs=CheckpointCB(out/'check', every=1))
+def losses(verbs, form):
+    "Of two epochs whose last batch has another share for each process"
+    set_seed(0)
+    net = UNet(widths=(16,32), n_blocks=1, attn=0)
+    for p in net.parameters():
+        if p.ndim > 1: torch.nn.init.normal_(p, std=.05)
+    own = Learner(net, dls, F.mse_loss, lr=.02, cbs=[DeviceCB('cpu'), NoiseCB(form), verbs, m := MetricsCB(), *([DistCB()] if world() > 1 else [])])
+    own.fit(2)
+    return [h['loss'] for h in m.history]
+each = {}
+if os.environ.get('EACH'):
+    dls = DataLoaders(TensorLoader(x, None, 8, shuffle=True), TensorLoader(x, None, 8))
+    each = {f'{type(v).__name__} {f}': losses(v, f) for f in ('ddpm', 'cosine', 'edm', 'flow') for v in (MixedPrecision(2, device='cpu'), AccelerateCB(2, cpu=True))}
 if rank() == 0:
-    save(net, out/'net', losses=[r['loss'] for r in learn.metrics.history])
+    save(net, out/'net', losses=[r['loss'] for r in learn.metrics.history], each=each)
     save(avg.ema, out/'ema')
 '''
 
@@ -51,26 +64,44 @@ def run(folder, n, **env):
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
     d = tmp_path_factory.mktemp('two')
-    res = run(d, 2)
+    res = run(d, 2, EACH='1')
     assert res.returncode == 0, res.stderr
     return d,res
 
-def test_two_processes_train_as_one(two, tmp_path):
+@pytest.fixture(scope='module')
+def one(tmp_path_factory):
+    "The same script in this process"
+    d = tmp_path_factory.mktemp('one'); (d/'train.py').write_text(SCRIPT); threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(sys, 'argv', ['train.py', str(d)]); m.setenv('EACH', '1'); runpy.run_path(str(d/'train.py'))
+    torch.set_num_threads(threads)
+    return d
+
+@pytest.fixture(scope='module')
+def died(tmp_path_factory):
+    "Two processes, one of which was killed"
+    d = tmp_path_factory.mktemp('died'); res = run(d, 2, DIE='1')
+    assert res.returncode and (d/'check.safetensors').exists() and not (d/'net.safetensors').exists()
+    return d
+
+def test_two_processes_train_as_one(two, one):
     "Batches of 8 and a last one of 5; weights, averages and the losses of both phases, to rounding"
-    res = run(tmp_path, 1)
-    assert res.returncode == 0, res.stderr
     for nm in ('net', 'ema'):
-        a,b = load(tmp_path/nm)[0], load(two[0]/nm)[0]
+        a,b = load(one/nm)[0], load(two[0]/nm)[0]
         for k in a: torch.testing.assert_close(a[k], b[k], rtol=0, atol=2e-4)      # Adam divides rounding by itself
-    a,b = (load(d/'net')[1]['losses'] for d in (tmp_path, two[0]))
+    a,b = (load(d/'net')[1]['losses'] for d in (one, two[0]))
     assert a == pytest.approx(b, rel=1e-5) and len(a) == 6
+
+@pytest.mark.parametrize('form', ['ddpm', 'cosine', 'edm', 'flow'])
+@pytest.mark.parametrize('verbs,rel', [('AccelerateCB', 1e-5), ('MixedPrecision', 1e-2)])     # gradients in bfloat16 are rounded where they are summed
+def test_every_form_in_two_processes(two, one, verbs, rel, form):
+    a,b = (load(d/'net')[1]['each'][f'{verbs} {form}'] for d in (one, two[0]))
+    assert a == pytest.approx(b, rel=rel) and len(a) == 4 and len(set(a)) == 4
 
 def test_only_the_first_process_speaks(two): assert two[1].stdout.count('speaks') == 1 and 'rank 0 speaks' in two[1].stdout
 
-def test_one_is_killed_the_rest_stop_and_the_run_goes_on(two, tmp_path):
-    res = run(tmp_path, 2, DIE='1')
-    assert res.returncode and (tmp_path/'check.safetensors').exists() and not (tmp_path/'net.safetensors').exists()
-    res = run(tmp_path, 2)
+def test_one_is_killed_the_rest_stop_and_the_run_goes_on(two, died, tmp_path):
+    shutil.copytree(died, tmp_path, dirs_exist_ok=True); res = run(tmp_path, 2)
     assert res.returncode == 0 and 'going on after' in res.stdout, res.stderr
     for nm in ('net', 'ema'):
         a,b = load(tmp_path/nm)[0], load(two[0]/nm)[0]
@@ -97,10 +128,10 @@ def test_more_processes_than_rows(monkeypatch):
     monkeypatch.setattr(d, 'world', lambda: 4)
     with pytest.raises(ValueError, match='a batch of 3 cannot be shared by 4 processes'): d.share(3)
 
-def test_one_process_goes_on_where_two_were(two, tmp_path):
+def test_one_process_goes_on_where_two_were(two, died, tmp_path, capsys, monkeypatch):
     "The checkpoint says nothing of how many processes there were"
-    assert run(tmp_path, 2, DIE='1').returncode
-    res = run(tmp_path, 1)
-    assert res.returncode == 0 and 'going on after' in res.stdout, res.stderr
+    shutil.copytree(died, tmp_path, dirs_exist_ok=True); threads = torch.get_num_threads()
+    monkeypatch.setattr(sys, 'argv', ['train.py', str(tmp_path)]); runpy.run_path(str(tmp_path/'train.py')); torch.set_num_threads(threads)
+    assert 'going on after' in capsys.readouterr().out
     a,b = load(tmp_path/'net')[0], load(two[0]/'net')[0]
     for k in a: torch.testing.assert_close(a[k], b[k], rtol=0, atol=2e-4)
