@@ -109,6 +109,7 @@ class MeanFlowCB(Callback):
 # %% ../nbs/27_flow.ipynb #21bb146f
 Leap = namedtuple('Leap', 't alpha sigma to')     # a `Level`, and the one the step goes to
 
+# %% ../nbs/27_flow.ipynb #2995eb3b
 def step_leap(run, x, l, m):
     "DDIM's step by a denoiser that is told where it ends"
     x0,ε = run(x, Leap(*l, m))
