@@ -234,6 +234,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'miniai.cli._fitted': ('cli.html#_fitted', 'miniai/cli.py'),
                             'miniai.cli._guided': ('cli.html#_guided', 'miniai/cli.py'),
                             'miniai.cli._keep': ('cli.html#_keep', 'miniai/cli.py'),
+                            'miniai.cli._label': ('cli.html#_label', 'miniai/cli.py'),
                             'miniai.cli._labels': ('cli.html#_labels', 'miniai/cli.py'),
                             'miniai.cli._loader': ('cli.html#_loader', 'miniai/cli.py'),
                             'miniai.cli._look': ('cli.html#_look', 'miniai/cli.py'),

@@ -234,6 +234,11 @@ def _guided(den, label, guidance):
         raise ValueError('guidance leads towards a class: say which with --label')
     return guided(den, guidance)
 
+def _label(den, label, image):
+    "That label; none where an image is changed or the network knows none; else all, at random"
+    known = getattr(den, 'n_classes', None) and image is None
+    return 'any' if label is None and known else label
+
 # %% ../nbs/30_cli.ipynb #ed17ed17
 def _read(path):
     "Images of a folder or .npz, or one image file, uint8"
@@ -267,13 +272,13 @@ def _edited(den, image, mask, strength, n, sigmas):
 @command
 @alone
 def sample_images(
-    weights:str='fashion_edm',  # name of weights that come with miniai, or a path that miniai_train wrote
+    weights:str='fashion',  # name of weights that come with miniai, or a path that miniai_train wrote
     n:int=64,               # images
     out:str='samples.png',  # ends in .png (one grid), in .npz (uint8 N×H×W×C, key `images`), or is a folder of PNGs
     solver:str='dpmpp_2m',  # ddim, ancestral, heun, churn, lms, dpmpp_2m, dpmpp_3m or unipc
     steps:int=20,           # noise levels; the network is called once at each (heun, churn: twice)
     seed:int=0,             # of the noise: the same seed gives the same images, whatever the batch size
-    label:int=None,         # draw this class only; for networks trained with labels
+    label:int=None,         # draw this class only, of a network trained with labels; None: any of them
     guidance:float=None,    # towards the label: 1 is no guidance, 2 goes twice the way
     From:str=None,          # change this image (or a folder or .npz of them): --from IMAGE
     strength:float=None,    # how much of it is drawn anew, in (0,1]; None: 0.5, or all that the mask leaves free
@@ -289,8 +294,9 @@ def sample_images(
     get_solver(solver)
     den,start,calls = _guided(load_denoiser(weights), label, guidance), time.time(), []
     den,begin,finish = _edited(den, From, mask, strength, n, (sigma_min, sigma_max))
-    x = sample(den, n, solver, steps, label, seed, sigma_min=sigma_min, sigma_max=sigma_max, bs=bs, **begin,
-               progress=IN_NOTEBOOK or sys.stdout.isatty(), on_step=lambda i, now: calls.append(now.nfe))
+    show = IN_NOTEBOOK or sys.stdout.isatty()
+    x = sample(den, n, solver, steps, _label(den, label, From), seed, sigma_min=sigma_min, sigma_max=sigma_max,
+               bs=bs, **begin, progress=show, on_step=lambda i, now: calls.append(now.nfe))
     path,secs,nfe = write_images(to_uint8(finish(x)), out, force), time.time()-start, calls[-1]
     print(f'{n} images, {nfe} calls of the network for each, {secs:.1f} s: {path}')
     log_record(record, what='samples', weights=str(weights), solver=solver, steps=steps, nfe=nfe, n=n, seed=seed,
