@@ -18,8 +18,8 @@ from .accel import EMACB
 from .augment import FlipCB
 from .checkpoint import CheckpointCB
 from .core import Table, at_scale, half_dtype, log_record, set_seed, weights_path
-from .datasets import (DataLoaders, TensorLoader, check_out, fashion_dls, image_dls, image_grid,
-                             read_images, show_images, subplots, to_uint8, to_unit, write_images)
+from .datasets import (DataLoaders, TensorLoader, check_out, fashion_dls, image_dls,
+                             image_grid, read_images, show_images, subplots, to_uint8, to_unit, write_images)
 from .denoiser import Denoiser
 from .diffusion import FORMS
 from .dist import DistCB, join, on_first, rank, world
@@ -32,8 +32,8 @@ from .inverse import Mask, mmps
 from .karras import edm
 from .learner import Callback, DeviceCB, ProgressCB
 from .likelihood import bits_per_dim
-from .recipes import (Card, alone, command, diffusion_learner, load_denoiser, reference_eval, save_denoiser,
-                            score, small_unet)
+from .recipes import (Card, alone, command, diffusion_learner, load_denoiser,
+                            reference_eval, save_denoiser, score, small_unet)
 from .solvers import get_solver, sample
 from .watching import aside, write_png
 
@@ -99,7 +99,7 @@ def quickstart(
     seed:int=42,       # of everything
     out:str='.',       # where samples.png, strip.png and quickstart.jsonl go
 ):
-    "Draw with the reference network, train a small one for a few minutes, and score both in one table"
+    "Draw with the reference network, train a small one for minutes, and score both in one table"
     steps,n,out = steps or at_scale(2, 900, 12_000), n or at_scale(16, 512, 2048), Path(out)
     set_seed(seed)
     ref = load_denoiser('fashion')
@@ -115,7 +115,7 @@ def quickstart(
 
 # %% ../nbs/30_cli.ipynb #45a8ac0d
 def _may_train(out, form, force):
-    "Refuse a form that is not there, and weights that are; meet the other processes, if there are any"
+    "Refuse a form that is not there, and weights that are; meet the other processes, if any"
     join()
     if form not in FORMS: raise ValueError(f'no form {form!r}: there are {", ".join(FORMS)}')
     if weights_path(out).exists() and not force:
@@ -151,7 +151,7 @@ def _cbs(avg, flip, look):
     return [*on_first(ProgressCB(), *look), *some]
 
 class _PreviewCB(Callback):
-    "Every so many steps, 16 images by the averaged weights in one PNG; the training does not notice"
+    "Every so many steps, 16 images by the averaged weights in a PNG; training does not notice"
     order = EMACB.order+10
     def __init__(self, path, every, avg, size, n_classes):
         self.path,self.every,self.avg,self.size = path, every, avg, size
@@ -191,18 +191,18 @@ def _keep(learn, avg, out, card, check):
 def train(
     data:str=None,     # folder, .npz or parquet of images; else Fashion-MNIST or MINIAI_DATA
     out:str='checkpoints/edm',  # weights go to OUT.safetensors, their card to OUT.json
-    size:str=None,     # bring images to this size: a side, or HEIGHTxWIDTH, multiples of 4; None: they have one
-    labels:bool=False, # train with the labels of the class folders, so that a class can be asked for
-    drop:float=None,   # how often a label is left out, which guidance needs; None: 0.1 with --labels
+    size:str=None,     # bring images to this side, or HEIGHTxWIDTH; None: they have one
+    labels:bool=False, # train with the class folders' labels, so that a class can be asked for
+    drop:float=None,   # how often a label is left out, for guidance; None: 0.1 with --labels
     flip:bool=False,   # mirror half of the images left to right, at random
     form:str='edm',    # what the network learns: edm, ddpm, cosine or flow
     widths:str=None,   # channels at each size, from the largest down; None: 64,96
     patch:int=None,    # fold squares of so many pixels' side into channels first; None: 2
     epochs:int=11,     # passes over the training images
     lr:float=2e-3,     # the highest learning rate
-    muon:float=0.,     # the highest rate of Muon, for kernels and matrices, e.g. 0.01; 0: Adam for everything
+    muon:float=0.,     # the highest rate of Muon, for matrices, e.g. 0.01; 0: Adam for everything
     bs:int=64,         # images in a batch
-    ema:float=0.9995,  # decay of the averaged weights, which are what is saved; 0: the last weights themselves
+    ema:float=0.9995,  # decay of the averaged weights, which are saved; 0: the last weights
     seed:int=42,       # of the weights, the order and the noise
     n_train:int=None,  # use only the first so many images
     n_valid:int=2000,  # use only the first so many images to validate
@@ -211,7 +211,7 @@ def train(
     skip:bool=False,   # leave out files of a folder that cannot be read
     force:bool=False,  # begin anew where OUT is there already
 ):
-    "Train a diffusion model and save weights and card; a killed run, called again, goes on where it was"
+    "Train a diffusion model, save weights and card; a killed run, called again, goes on"
     start,avg,net = time.process_time(), EMACB(ema) if ema else None, _net(widths, patch)
     _may_train(out, form, force)
     dls = image_dls(data, bs, n_train, n_valid, skip=skip, size=_sides(size))
@@ -257,7 +257,7 @@ def _seen(mask, x, size):
     return _fitted(m, (1, *size[1:]), mask)[:1] < 0
 
 def _edited(den, image, mask, strength, n, sigmas):
-    "The denoiser, arguments of `sample` and what is done with its images, to change an image, fill it, or do neither"
+    "`(denoiser, arguments of sample, what is done with its images)` to change an image or fill it"
     if image is None and (mask is not None or strength is not None):
         raise ValueError('--strength and --mask change an image: say which with --from')
     if image is None: return den, {}, lambda x: x
@@ -272,17 +272,17 @@ def _edited(den, image, mask, strength, n, sigmas):
 @command
 @alone
 def sample_images(
-    weights:str='fashion',  # name of weights that come with miniai, or a path that miniai_train wrote
+    weights:str='fashion',  # name of weights that come with miniai, or a path
     n:int=64,               # images
-    out:str='samples.png',  # ends in .png (one grid), in .npz (uint8 N×H×W×C, key `images`), or is a folder of PNGs
+    out:str='samples.png',  # a .png (one grid), .npz (uint8 N×H×W×C, key `images`), or a folder
     solver:str='dpmpp_2m',  # ddim, ancestral, heun, churn, lms, dpmpp_2m, dpmpp_3m or unipc
     steps:int=20,           # noise levels; the network is called once at each (heun, churn: twice)
-    seed:int=0,             # of the noise: the same seed gives the same images, whatever the batch size
-    label:int=None,         # draw this class only, of a network trained with labels; None: any of them
+    seed:int=0,             # of the noise: the same images for the same seed, whatever BS
+    label:int=None,         # draw this class only; None: any, where the network knows classes
     guidance:float=None,    # towards the label: 1 is no guidance, 2 goes twice the way
     From:str=None,          # change this image (or a folder or .npz of them): --from IMAGE
-    strength:float=None,    # how much of it is drawn anew, in (0,1]; None: 0.5, or all that the mask leaves free
-    mask:str=None,          # an image of its size: what is white is drawn anew, what is black is kept
+    strength:float=None,    # how much is drawn anew, in (0,1]; None: 0.5, or all that is masked
+    mask:str=None,          # an image of its size: white is drawn anew, black is kept
     sigma_max:float=80.,    # the first noise level, as σ/α
     sigma_min:float=0.01,   # the last
     bs:int=128,             # images at a time
@@ -299,8 +299,8 @@ def sample_images(
                bs=bs, **begin, progress=show, on_step=lambda i, now: calls.append(now.nfe))
     path,secs,nfe = write_images(to_uint8(finish(x)), out, force), time.time()-start, calls[-1]
     print(f'{n} images, {nfe} calls of the network for each, {secs:.1f} s: {path}')
-    log_record(record, what='samples', weights=str(weights), solver=solver, steps=steps, nfe=nfe, n=n, seed=seed,
-               label=label, guidance=guidance, sigmas=[sigma_max, sigma_min],
+    log_record(record, what='samples', weights=str(weights), solver=solver, steps=steps, nfe=nfe,
+               n=n, seed=seed, label=label, guidance=guidance, sigmas=[sigma_max, sigma_min],
                size=list(x.shape[1:]), out=str(out), seconds=round(secs, 1),
                **{'from': From and str(From)}, strength=strength, mask=mask and str(mask))
     return path
@@ -333,18 +333,18 @@ def _bits(x, name, n):
 @command
 def evaluate(
     images:str,            # what to score: a folder of images, or a .npz as miniai_sample writes
-    against:str=None,      # what with: a folder or .npz, brought to the size of IMAGES; else Fashion-MNIST, test
+    against:str=None,      # a folder or .npz, brought to the size of IMAGES; else Fashion-MNIST
     n:int=None,            # only the first so many, at least 2
     seed:int=None,         # that the images were made with, for the record
-    real:str=None,         # training images, a folder or .npz: the score of as many of them is the floor
-    extractor:str=None,    # features: MODULE:FUNCTION of yours, inception, torchvision:NAME or timm:NAME
+    real:str=None,         # training images, a folder or .npz: the floor is what they score
+    extractor:str=None,    # MODULE:FUNCTION of yours, inception, torchvision:NAME or timm:NAME
     weights:str=None,      # file of weights for a NAME
-    likelihood:str=None,   # a network as for miniai_sample: what it takes the images to cost, in bits per dimension
+    likelihood:str=None,   # a network as for miniai_sample: bits per dimension by it
     n_bits:int=16,         # for the first so many images
     skip:bool=False,       # leave out files that cannot be read
     record:str='results/eval.jsonl',  # the record is appended to it
 ):
-    "Score images (FID and its 95% interval, KID, Inception Score, floor) and append the record; returns it"
+    "Score images: FID and its 95% interval, KID, Inception Score; appends a record and returns it"
     if n is not None and n < 2: raise ValueError(f'a score needs two images or more: got n={n}')
     x = read_images(images, skip)[:n]
     ie = _reference(x, against, real, extractor, weights, skip)
