@@ -50,7 +50,7 @@ def suggest_sigmas(
     x,             # images N×C×H×W in ±1, some hundreds at least
     n_pairs=2000,  # pairs of images whose distance is taken
 ) -> dict:
-    "`edm`'s arguments for images x, scaled from Karras et al. 2022, Table 1; sigma_max for sampling"
+    "`edm`'s arguments for images x, scaled from Karras et al. 2022, Table 1; and sigma_max"
     if x.ndim != 4 or len(x) < 2 or not 0 < (σ_d := x.std().item()) < math.inf:
         raise ValueError('two images N×C×H×W or more, not all one colour, were expected: '
                          f'got {tuple(x.shape)}')
@@ -146,7 +146,7 @@ def diffusion_learner(
     muon=0.,      # the highest rate of Muon on the matrices, e.g. 0.01; 0: Adam for everything
     **net,        # for `small_unet`, in place of `model`: widths, patch, …
 ) -> Learner:
-    "A `Learner` that trains a diffusion model of any form with a one-cycle schedule: `.fit(epochs)`"
+    "A `Learner` that trains a diffusion model of any form, with a one-cycle schedule"
     form,n_inp = measured_form(form, dls), 2 if drop is None else 3
     if model is not None and net:
         raise TypeError(f'{", ".join(net)}: for the network that is made here; leave `model` out')
@@ -250,7 +250,7 @@ def score(
 
 # %% ../nbs/30a_recipes.ipynb #30a60003
 class BadInput(CliError, ValueError):
-    "What was given, what was expected, what to do: a `ValueError`; as a command, the sentence alone"
+    "What was given, what was expected, what to do; in a command, the sentence alone"
 
 # %% ../nbs/30a_recipes.ipynb #30a60004
 def _stop(num, frame): raise KeyboardInterrupt(num)
@@ -262,7 +262,8 @@ def _stoppable():
     try: yield
     except KeyboardInterrupt as e:
         if not is_cli(): raise
-        if not hasattr(e, 'told'): print('interrupted, and not finished: give the same command again', file=sys.stderr)
+        if not hasattr(e, 'told'):
+            print('interrupted, and not finished: give the same command again', file=sys.stderr)
         raise SystemExit(128 + (*e.args, signal.SIGINT)[0]) from None
 
 # %% ../nbs/30a_recipes.ipynb #30a60005
@@ -282,7 +283,7 @@ def command(
 def alone(
     f,  # a function with an argument `out`
 ):
-    "`f`, refused while another process writes to the same `out`; of those that `torchrun` started, the first asks"
+    "`f`, refused while another process writes to `out`; under `torchrun` the first one asks"
     @wraps(f)
     def _f(*args, **kwargs):
         given = signature(f).bind(*args, **kwargs)
