@@ -2,6 +2,7 @@
 2024, arXiv:2406.14548). Called again, it goes on from its checkpoint.
 
     python experiments/ect.py [--steps 6000]      tune → runs/ect
+    python experiments/ect.py --ship-it           the result → miniai/weights/fashion_ect
     python experiments/ect.py --score-only           FID of one and two calls → results/eval.jsonl
 
 At noise level t the network's image is pulled to its own (held still) at a lower level r, of the same image and noise. r starts at
@@ -15,13 +16,14 @@ from torch import optim
 
 from miniai.accel import EMACB, MixedPrecision
 from miniai.checkpoint import CheckpointCB
-from miniai.core import half_dtype, log_record, results_path, save, set_seed
+from miniai.core import half_dtype, load, log_record, results_path, save, set_seed
 from miniai.datasets import fashion_dls
 from miniai.denoiser import Denoiser
 from miniai.diffusion import Level, beside, levels
 from miniai.karras import draw_sigmas, ve
 from miniai.learner import Callback, CancelFitException, DeviceCB, Learner, TrainCB
 from miniai.recipes import load_denoiser, reference_eval, score
+from miniai.unet import WEIGHTS
 
 RECIPE = dict(bs=32, lr=2e-4, ema=0.999, P_mean=-1.1, P_std=2.0, q=2., k=8., b=1., stages=8, seed=42)
 
@@ -68,11 +70,13 @@ def loss(F, want, weight):
 class StopCB(Callback):
     "Ends the fit after so many steps, and prints the loss now and then"
     order = 96
-    def __init__(self, steps): self.steps = steps
+    def __init__(self, steps): self.steps,self.before = steps, 0.
+    def state_dict(self): return dict(before=self.before + time.process_time()-self.start)
+    def load_state_dict(self, state): self.before = state['before']
     def before_fit(self, learn): self.start = time.process_time()
     def after_batch(self, learn):
         n = learn.tuning.n
-        if n % 200 == 0: print(n, round(learn.loss.item(), 4), f'{time.process_time()-self.start:.0f} s', flush=True)
+        if n % 200 == 0: print(n, round(learn.loss.item(), 4), f'{self.before + time.process_time()-self.start:.0f} s', flush=True)
         if n >= self.steps: raise CancelFitException()
 
 def tune(weights, out, steps, save_every=200, dls=None):
@@ -85,8 +89,10 @@ def tune(weights, out, steps, save_every=200, dls=None):
     learn = Learner(den.net.train(), dls, loss, lr=RECIPE['lr'], cbs=cbs, opt_func=lambda ps, lr: optim.RAdam(ps, lr=lr, betas=(0.9, 0.99)))
     learn.tuning = tuning
     check = CheckpointCB(Path(out)/'checkpoint', every=save_every, settings=RECIPE | dict(steps=steps, weights=weights))
-    learn.fit(1 + steps//len(dls.train), valid=False, cbs=[check, StopCB(steps)])
-    return save(ema.ema, Path(out)/'ect', dtype=torch.float16, **den.card | dict(tuned=RECIPE | dict(steps=steps, start=weights), solvers=None))
+    stop = StopCB(steps)
+    learn.fit(1 + steps//len(dls.train), valid=False, cbs=[check, stop])
+    secs = round(stop.before + time.process_time()-stop.start)
+    return save(ema.ema, Path(out)/'ect', dtype=torch.float16, **den.card | dict(tuned=RECIPE | dict(steps=steps, start=weights), solvers=None, tuning_cpu_seconds=secs))
 
 def score_it(out, weights, n, steps):
     "FID of one call, and of two: noise of σ = 0.8 added to what the first gave"
@@ -97,14 +103,23 @@ def score_it(out, weights, n, steps):
         r = log_record(results_path('eval'), **score(den, ie, 'ancestral', calls, n, sampling=dict(levels=levels(ve, grid)) | y, **what) | dict(what='ect', experiment='fewer'))
         print(calls, round(r['fid'], 2), flush=True)
 
+def ship(out, to='fashion_ect'):
+    "The tuned weights into miniai/weights; the card says from which network they come"
+    sd,card = load(Path(out)/'ect'); tuned = card['tuned']
+    card |= dict(recipe='python experiments/ect.py', history=[], epochs=round(tuned['steps']*tuned['bs']/60000, 2), lr=tuned['lr'], bs=tuned['bs'], ema=tuned['ema'],
+                 optimizer='RAdam', cpu_seconds=card['tuning_cpu_seconds'])
+    print(save(sd, WEIGHTS/to, dtype=torch.float16, **card))
+
 @call_parse
 def main(
     weights:str='fashion',  # name of weights that come with the package, of EDM's form
     out:str='runs/ect',     # folder of checkpoint and result
     steps:int=6000,         # of 32 images, in all
     score_only:bool=False,  # score in place of tuning
+    ship_it:bool=False,     # write the result to miniai/weights/fashion_ect
     n:int=2048,             # images to score
 ):
     "Tune, or score"
     torch.set_num_threads(1)
+    if ship_it: return ship(out)
     score_it(out, weights, n, steps) if score_only else tune(weights, out, steps)
