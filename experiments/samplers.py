@@ -13,7 +13,7 @@ from miniai.solvers import get_solver
 TABLE = [('dpmpp_2m', 10, None), ('unipc', 10, None), ('ddim', 50, 1.), ('dpmpp_2m', 20, None), ('unipc', 20, None),
          ('heun', 10, None), ('lms', 10, None), ('lms', 20, None), ('ddim', 10, None), ('ddim', 50, None),
          ('dpmpp_2m', 5, None), ('unipc', 5, None), ('dpmpp_3m', 10, None), ('ddim', 100, 1.), ('ddim', 100, None)]
-DDPM = [('ddim', k, η) for η in (1., 0.5, 0.) for k in (25, 50, 100)]
+DDPM = [('ddim', k, η) for η in (1., 0., 0.5) for k in (25, 50, 100)]
 
 @call_parse
 def main(
