@@ -23,3 +23,12 @@ done
 $PY bench/unet.py --only parts
 $PY bench/unet.py --only steps
 $PY bench/unet.py --only curves --bf16
+
+# 4. one and two calls, the level that is not told, two classifiers, DDIM's sweep in three seeds
+$PY experiments/ect.py --steps 40000 --out runs/ect-gpu
+$PY experiments/ect.py --score-only --steps 40000 --out runs/ect-gpu
+$PY experiments/blind.py
+$PY experiments/blind.py --score-it
+$PY experiments/classifier.py challenge5 challenge20 challenge50 ship
+$PY experiments/judges.py
+for seed in 42 43 44; do $PY experiments/samplers.py --weights fashion_ddpm --table --seed $seed; done
