@@ -13,3 +13,21 @@ def cells(path, kind='code'): return [c for c in json.loads(source(path))['cells
 def run_python(code, timeout=300, **env):
     "Run `code` in a fresh interpreter, from the repository's root; returns the finished process"
     return subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=os.environ | env, capture_output=True, text=True, timeout=timeout)
+
+CALLS = '''
+import sys
+from miniai import cli
+for line in sys.argv[1:]:
+    name,*sys.argv[1:] = line.split()
+    try: getattr(cli, name)()
+    except SystemExit as e: print('@', repr(e.code))
+'''
+
+def refusals(folder, *lines):
+    "The sentence with which each of these commands ends; they are called as their scripts call them, but all by one process"
+    (folder/'calls.py').write_text(CALLS)
+    p = subprocess.run([sys.executable, 'calls.py', *lines], cwd=folder, capture_output=True, text=True, timeout=600)
+    said = [ast.literal_eval(l[2:]) for l in p.stdout.splitlines() if l.startswith('@ ')]
+    assert p.returncode == 0 and len(said) == len(lines) and 'Traceback' not in p.stderr, p.stdout + p.stderr
+    assert all(isinstance(o, str) and '\n' not in o for o in said), said
+    return said

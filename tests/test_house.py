@@ -88,6 +88,11 @@ def test_nothing_heavy_at_import(path):
 def test_no_stars(path):
     assert not [n for n in ast.walk(tree(path)) if isinstance(n, ast.ImportFrom) and n.names[0].name == '*']
 
+def test_the_oldest_python_reads_it():
+    oldest = tuple(map(int, re.search(r'^min_python = (\d+)\.(\d+)$', source(ROOT/'settings.ini'), re.M).groups()))
+    for p in MODULES: ast.parse(source(p), feature_version=oldest)
+    with pytest.raises(SyntaxError): ast.parse('try: f()\nexcept* OSError: pass', feature_version=oldest)
+
 def test_pyflakes_is_silent():
     out = io.StringIO()
     api.checkRecursive([str(ROOT/'miniai')], reporter.Reporter(out, out))
