@@ -8,7 +8,7 @@ from miniai.karras import (denoise, draw_sigmas, edm, from_x0, sample, sample_dp
                            sample_heun, sample_lms, scalings, sigmas_karras, ve)
 from miniai.learner import DeviceCB
 from miniai.solvers import sample as sample_by_name
-from oracles import Gaussian, Network, f64, fit, gen, noise, order
+from oracles import plain, Gaussian, Network, f64, fit, gen, noise, order
 
 SIZE = (3,1,4,4)
 STEPS = 5, 10, 18, 40
@@ -58,7 +58,7 @@ def test_the_grid_is_k_diffusions(k, n):
     for lo,hi,rho in ((.01, 80., 7.), (.002, 80., 7.), (.1, 10., 3.)):
         torch.testing.assert_close(sigmas_karras(n, lo, hi, rho).float(), k.get_sigmas_karras(n, lo, hi, rho), rtol=2e-6, atol=0)     # theirs is made in float32
 
-@pytest.mark.parametrize('step,name,kw', [(sample_euler_ancestral, 'sample_euler_ancestral', dict(eta=.5)), (sample_heun, 'sample_heun', dict(s_churn=2.)), (sample_lms, 'sample_lms', dict(order=3))], ids=str)
+@pytest.mark.parametrize('step,name,kw', [(sample_euler_ancestral, 'sample_euler_ancestral', dict(eta=.5)), (sample_heun, 'sample_heun', dict(s_churn=2.)), (sample_lms, 'sample_lms', dict(order=3))], ids=plain)
 def test_another_setting_is_seen(k, step, name, kw):
     "The comparison can fail: with another η, churn or order than theirs the images differ by far more than the tolerance"
     assert (ours(step, 10, **kw) - theirs(getattr(k, name), 10)).abs().max() > 1e-3
@@ -83,7 +83,7 @@ def algorithm_2(D, N, S_churn, S_tmin=0., S_tmax=math.inf, S_noise=1., evaluate_
 CHURN = [dict(s_churn=0.), dict(s_churn=2.), dict(s_churn=40., s_tmin=.05, s_tmax=50., s_noise=1.003), dict(s_churn=1e9), dict(s_churn=5., s_tmin=1e3)]
 
 @pytest.mark.parametrize('n', STEPS)
-@pytest.mark.parametrize('kw', CHURN, ids=str)
+@pytest.mark.parametrize('kw', CHURN, ids=plain)
 def test_heun_is_algorithm_2(kw, n):
     paper = algorithm_2(exact, n, **{'S'+nm[1:]: v for nm,v in kw.items()})
     torch.testing.assert_close(ours(sample_heun, n, **kw), paper, rtol=0, atol=1e-12)
@@ -192,7 +192,7 @@ def test_a_model_that_gives_nan(bad):
     for step,at,call in ((sample_euler, 0, 1), (sample_euler, 3, 4), (sample_dpmpp_2m, 4, 5), (sample_heun, 3, 6)):      # Heun's third step looks at the fourth level
         sentence(FloatingPointError, f'returned NaN or infinity in call {call}, at σ/α={σs[at]:.4g}: look for it', ours, step, 5, lambda x, s: exact(x, s) + (bad if s <= σs[at] else 0.))
 
-@pytest.mark.parametrize('bad', [0., -2., math.inf, math.nan, torch.tensor([1., 0.]), torch.ones(3)], ids=str)
+@pytest.mark.parametrize('bad', [0., -2., math.inf, math.nan, torch.tensor([1., 0.]), torch.ones(3)], ids=plain)
 def test_a_level_out_of_range(bad):
     sentence(ValueError, 'σ must be one number above 0, or one for each of the 2 images; got', denoise, Denoiser(lambda x, t: x, edm()), noise(2,1,4,4), bad)
 

@@ -8,7 +8,7 @@ from miniai.ddim import step_ddim, subsequence
 from miniai.schedules import cosine, uniform_grid
 from miniai.karras import edm, sigmas_karras, step_churn, step_dpmpp_2m, step_heun, step_lms, ve
 from miniai.solvers import sample, flow, get_solver, logsnr_grid, SOLVERS, step_dpmpp_3m, step_ipndm, step_unipc
-from oracles import (Bells, f64, Gaussian, gen, generate, Knows, level, noise, one_step, order, TwoValues,
+from oracles import (plain, Bells, f64, Gaussian, gen, generate, Knows, level, noise, one_step, order, TwoValues,
                      walk, Wavy)
 
 DETERMINISTIC = dict(ddim=step_ddim, heun=step_heun, lms=step_lms, dpmpp_2m=step_dpmpp_2m, dpmpp_3m=step_dpmpp_3m, unipc=step_unipc, ipndm=step_ipndm)
@@ -261,18 +261,18 @@ def test_grids_agree():
     ls = levels(ddpm(), subsequence(7)); assert [int(l.t) for l in ls[:-1]] == subsequence(7) and float(ls[-1].sigma) == 0 and float(ls[-1].alpha) == 1
     assert len(levels(cosine(), uniform_grid(5))) == 6
 
-@pytest.mark.parametrize('bad', [[1., 2.], [2., 2.], [3., 1., 1.5]], ids=str)
+@pytest.mark.parametrize('bad', [[1., 2.], [2., 2.], [3., 1., 1.5]], ids=plain)
 def test_grids_of_the_wrong_direction(bad):
     with pytest.raises(ValueError, match='must fall from noise to image: their σ/α are'): levels(ve, bad)
 
-@pytest.mark.parametrize('bad', [(5, 2., 1.), (0, .01, 80.), (5, 0., 1.), (5, -1., 1.)], ids=str)
+@pytest.mark.parametrize('bad', [(5, 2., 1.), (0, .01, 80.), (5, 0., 1.), (5, -1., 1.)], ids=plain)
 def test_grids_that_are_none(bad):
     with pytest.raises(ValueError, match='n ≥ 1 and 0 < sigma_min < sigma_max expected'): logsnr_grid(*bad)
 
 # --- arguments of the steps
 
 @pytest.mark.parametrize('step,kw,says', [(step_ddim, dict(eta=-1.), 'eta must be 0'), (step_ddim, dict(eta=math.nan), 'eta must be 0'), (step_lms, dict(order=5), 'order must be 1, 2, 3 or 4'),
-                                          (step_unipc, dict(order=0), 'order must be 1, 2 or 3'), (step_ipndm, dict(order=5), 'order must be 1, 2, 3 or 4 slopes, got 5'), (step_churn, dict(s_churn=-1.), 's_churn must be 0'), (step_churn, dict(s_churn=math.inf), 's_churn must be 0')], ids=str)
+                                          (step_unipc, dict(order=0), 'order must be 1, 2 or 3'), (step_ipndm, dict(order=5), 'order must be 1, 2, 3 or 4 slopes, got 5'), (step_churn, dict(s_churn=-1.), 's_churn must be 0'), (step_churn, dict(s_churn=math.inf), 's_churn must be 0')], ids=plain)
 def test_bad_arguments(step, kw, says):
     with pytest.raises(ValueError, match=says): walk(Gaussian(), noise(1,1,2,2), levels(ve, rho(5)), step, lambda: noise(1,1,2,2), **kw)
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from oracles import plain
 from miniai import tracking as T, watching as W
 from miniai.core import load, read_records, set_seed
 from miniai.datasets import DataLoaders
@@ -146,7 +147,7 @@ def raises(d, step): raise RuntimeError('the server says no')
 def full(d, step): raise OSError(28, 'No space left on device')
 def blocks(d, step): time.sleep(100)
 
-@pytest.mark.parametrize('log,words', [(None, None), (raises, 'RuntimeError: the server says no'), (full, 'OSError: .*No space left'), (blocks, r'calls were still waiting 0\.3 s after the fit')], ids=str)
+@pytest.mark.parametrize('log,words', [(None, None), (raises, 'RuntimeError: the server says no'), (full, 'OSError: .*No space left'), (blocks, r'calls were still waiting 0\.3 s after the fit')], ids=plain)
 def test_training_does_not_notice(log, words, capsys, tmp_path):
     plain,_ = weights(MetricsCB()); capsys.readouterr()
     cb = T.TrackerCB(Api(log), sampler=sampler, folder=tmp_path, wait=0.3); tracked,secs = weights(cb)
