@@ -149,6 +149,55 @@ def test_a_note_beside_the_pictures_changes_nothing(classes):
     (classes/'__MACOSX').mkdir(); (classes/'__MACOSX'/'._0.png').write_bytes(b'x'); (classes/'cat'/'.0.png').write_bytes(b'x')
     assert {k: numbers(x) for k,(x,_) in D.image_data(classes, **quiet).items()} == was
 
+def test_what_data_says_of_itself(classes):
+    assert str(D.image_data(classes, **quiet)) == 'own: train 36, test 4; 1×6×10; classes: cat, dog'
+
+@pytest.mark.parametrize('lazy', [False, True])
+def test_grey_and_coloured_splits_become_coloured(tmp_path, lazy):
+    grey,rgb = batch(4, 1), batch(3)
+    D.write_images(grey, tmp_path/'s'/'train'); D.write_images(rgb, tmp_path/'s'/'test')
+    data = D.image_data(tmp_path/'s', lazy=lazy, **quiet); first = {k: np.stack([np.asarray(o) for o in x[torch.arange(len(x))]]) for k,(x,_) in data.items()}
+    assert sorted(map(bytes, first['train'])) == sorted(map(bytes, grey.expand(-1,3,-1,-1).contiguous().numpy())) and sorted(map(bytes, first['test'])) == sorted(map(bytes, rgb.numpy()))
+
+def test_splits_of_two_sizes(tmp_path):
+    D.write_images(batch(4), tmp_path/'s'/'train'); D.write_images(batch(3, h=6), tmp_path/'s'/'test')
+    says('holds images of 2 sizes (C, H, W)', D.image_data, tmp_path/'s'); assert D.image_data(tmp_path/'s', size=6, **quiet).size == (3,6,6)
+
+@pytest.fixture
+def on_hub(monkeypatch):
+    "A hub that has 40 numbered pictures in one split, and CIFAR-10 and Fashion-MNIST of ten"
+    import datasets
+    x,y = np.stack([np.full((1,6,10), i, np.uint8) for i in range(40)]), np.arange(40)//20; asked = []
+    def load(name):
+        asked.append(name)
+        return D.to_dd({'train': (x, y)} if '/' in name and name.startswith('me/') else {'test': (x[:3], y[:3]), 'train': (x[:10], y[:10])}, ['cat', 'dog'])
+    monkeypatch.setattr(datasets, 'load_dataset', load)
+    return asked
+
+def test_data_of_the_hub_is_as_a_folder_s(on_hub, classes):
+    "Of one's own: mixed, a tenth held out. Published: as it was published"
+    want,got = D.image_data(classes, **quiet), D.image_data('hub:me/own', **quiet)
+    assert {k: (numbers(x), y.tolist()) for k,(x,y) in got.items()} == {k: (numbers(x), y.tolist()) for k,(x,y) in want.items()} and got.classes == want.classes and got.name == 'me/own'
+    for data,name in ((D.image_data('hub', **quiet), 'Fashion-MNIST'), (D.cifar10_arrays('hub', **quiet), 'CIFAR-10')):
+        assert data.name == name and list(data) == ['train', 'test'] and [numbers(x) for x,_ in data.values()] == [list(range(10)), [0,1,2]]
+    assert on_hub == ['me/own', D.HUB_ID, 'uoft-cs/cifar10']
+
+def test_cifar_archive(tmp_path, monkeypatch):
+    "Two files of records, label and pixels, in an archive: from it, and from the folder it lies in"
+    import hashlib, tarfile
+    from miniai import formats
+    g = np.random.default_rng(0); recs = {'data_batch_1.bin': g.integers(0, 10, (5,3073), np.uint8), 'test_batch.bin': g.integers(0, 10, (2,3073), np.uint8)}
+    p = tmp_path/'cifar-10-binary.tar.gz'
+    with tarfile.open(p, 'w:gz') as t:
+        for k,a in recs.items():
+            info = tarfile.TarInfo(f'cifar-10-batches-bin/{k}'); info.size = a.size; t.addfile(info, io.BytesIO(a.tobytes()))
+    says('it is damaged or another file', D.image_data, p)
+    monkeypatch.setitem(formats._CIFAR_MD5, p.name, hashlib.md5(p.read_bytes()).hexdigest())
+    for data in (D.image_data(p, **quiet), D.image_data(tmp_path, **quiet), D.cifar10_arrays(p, **quiet)):
+        for (x,y),a in zip(data.values(), recs.values()): assert x.shape == (len(a),3,32,32) and np.array_equal(np.asarray(x).reshape(len(a), -1), a[:,1:]) and y.tolist() == a[:,0].tolist()
+        assert data.name == 'CIFAR-10' and len(data.classes) == 10
+    assert D.cifar10_arrays(tmp_path/'nothing', **quiet) is None
+
 @pytest.mark.parametrize('saved', [False, True])
 def test_two_splits_held_out_and_none_to_train_on(tmp_path, saved):
     "One of them is not silently trained on"
