@@ -163,14 +163,14 @@ def test_help_names_every_option(f):
     assert all(p.replace('_', '-').lower() in h for p in inspect.signature(f).parameters)
 
 def test_a_label_and_other_levels(folder):
-    with pytest.raises(ValueError, match='without labels'): sample_images(n=2, steps=1, label=3, out='l.npz', record='l.jsonl')
+    with pytest.raises(ValueError, match='without labels'): sample_images('fashion_edm', n=2, steps=1, label=3, out='l.npz', record='l.jsonl')
     w = train(folder, out='lv', epochs=1, bs=27)
     a,b = (read_images(sample_images(str(w), n=2, steps=2, sigma_max=s, out=f's{s:g}.npz', record='l.jsonl')) for s in (80., 5.))
     assert not a.equal(b) and [r['sigmas'] for r in read_records('l.jsonl')] == [[80., .01], [5., .01]]
 
 def test_guidance_needs_a_label_and_a_network_that_knows_them():
-    says('guidance leads towards a class: say which with --label', sample_images, n=2, steps=1, guidance=2., out='g.npz', record='l.jsonl')
-    says('this network knows no labels', sample_images, n=2, steps=1, guidance=2., label=3, out='g.npz', record='l.jsonl')
+    says('guidance leads towards a class: say which with --label', sample_images, 'fashion_edm', n=2, steps=1, guidance=2., out='g.npz', record='l.jsonl')
+    says('this network knows no labels', sample_images, 'fashion_edm', n=2, steps=1, guidance=2., label=3, out='g.npz', record='l.jsonl')
 
 def test_guidance_goes_to_the_record_and_into_the_images(tmp_path):
     torch.manual_seed(0)

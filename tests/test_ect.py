@@ -64,11 +64,11 @@ def test_a_killed_tuning_goes_on_with_the_same_bits(tmp_path, monkeypatch):
     class Dls:
         train = [(torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(i)),) for i in range(10)]; valid = []
     ect.tune('w', tmp_path/'whole', 6, save_every=2, dls=Dls)
-    class Kill(ect.StopCB):
+    class StopCB(ect.StopCB):       # of the same name: a checkpoint lists the callbacks that have a state
         def after_batch(self, learn):
             if learn.tuning.n == 5: raise KeyboardInterrupt
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(ect, 'StopCB', Kill); ect.tune('w', tmp_path/'killed', 6, save_every=2, dls=Dls)
+        m.setattr(ect, 'StopCB', StopCB); ect.tune('w', tmp_path/'killed', 6, save_every=2, dls=Dls)
     ect.tune('w', tmp_path/'killed', 6, save_every=2, dls=Dls)
     a,b = (load(tmp_path/k/'ect')[0] for k in ('whole', 'killed'))
     assert all(torch.equal(a[k], b[k]) for k in a)
