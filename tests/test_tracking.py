@@ -16,6 +16,11 @@ from common import run_python
 
 OFFLINE = dict(WANDB_MODE='offline', WANDB_ERROR_REPORTING='false', HF_HUB_OFFLINE='1', HF_HUB_DISABLE_TELEMETRY='1')
 
+@pytest.fixture(autouse=True)
+def _started_from_a_script(monkeypatch):
+    "As a run that has source to keep: a process of several that share the tests has none"
+    monkeypatch.setattr(sys.modules['__main__'], '__file__', __file__, raising=False)
+
 @pytest.fixture(autouse=True, scope='module')
 def offline(tmp_path_factory):
     "Trackers write into a folder of the tests, and ask no server"
