@@ -16,16 +16,12 @@ from common import run_python
 
 OFFLINE = dict(WANDB_MODE='offline', WANDB_ERROR_REPORTING='false', HF_HUB_OFFLINE='1', HF_HUB_DISABLE_TELEMETRY='1')
 
-@pytest.fixture(autouse=True)
-def _started_from_a_script(monkeypatch):
-    "As a run that has source to keep: a process of several that share the tests has none"
-    monkeypatch.setattr(sys.modules['__main__'], '__file__', __file__, raising=False)
-
 @pytest.fixture(autouse=True, scope='module')
 def offline(tmp_path_factory):
     "Trackers write into a folder of the tests, and ask no server"
     d = tmp_path_factory.mktemp('home'); mp = pytest.MonkeyPatch()
     for k,v in OFFLINE.items(): mp.setenv(k, v)
+    mp.setattr(sys.modules['__main__'], '__file__', __file__, raising=False)      # the source that is kept; a process of several has none
     for k in ('TRACKIO_DIR', 'WANDB_DATA_DIR', 'WANDB_CACHE_DIR', 'WANDB_CONFIG_DIR', 'WANDB_ARTIFACT_DIR'): mp.setenv(k, str(d/k.lower()))
     yield d
     mp.undo()
