@@ -1,6 +1,6 @@
 """A U-Net that is told the noise level and one that is not, trained alike, and a small network that reads the level off an image: notebook 22_noise-pred.
 
-    python experiments/blind.py                 train all three → runs/blind; called again, it goes on
+    python experiments/blind.py                 train all three → runs/blind, results/train.jsonl; called again, it goes on
     python experiments/blind.py --score-it      FID of each way to sample, three seeds → results/eval.jsonl
     python experiments/blind.py --draw-it FILE  the same eight noises by each way, as a PNG"""
 import time
@@ -62,7 +62,7 @@ def train_unet(out, told):
     learn = diffusion_learner(dls, cosine(), net, lr=r['lr'], muon=r['muon'], cbs=[avg])
     learn.fit(r['epochs'], cbs=CheckpointCB(out/f'{name}-checkpoint', every=200, settings=r))
     loss = learn.metrics.history[-1]['loss']
-    log_record(results_path('train'), experiment='noise_pred', what='U-Net', told=told, **r, train_steps=r['epochs']*len(dls.train), loss=loss, n_valid=2048, n_train=60_000,
+    log_record(results_path('train'), experiment='blind', what='U-Net', told=told, **r, train_steps=r['epochs']*len(dls.train), loss=loss, n_valid=2048, n_train=60_000,
                parameters=sum(p.numel() for p in net.parameters()), cpu_seconds=round(time.process_time()-start), command='python experiments/blind.py')
     save(avg.ema, out/name, dtype=torch.float16)
 
@@ -95,7 +95,7 @@ def score_ways(out, n, seeds, steps=100):
     for seed in seeds:
         for nm,den,step in ways(out):
             for eta in (0., 1.):
-                what = dict(experiment='noise_pred', what='samples', way=nm, eta=eta, n=n, nfe=steps, seed=seed, command='python experiments/blind.py --score-it')
+                what = dict(experiment='blind', what='samples', way=nm, eta=eta, n=n, nfe=steps, seed=seed, command='python experiments/blind.py --score-it')
                 if read_records(path, **what): continue
                 start,kept = time.process_time(), {}
                 def keep(i, now):

@@ -117,17 +117,16 @@ def score_snapshots(name, out, n, labels, only='', seed=42):
                          experiment='fashion', model=name, snapshot=p.name, labels=labels, step=card['step'], ema=card['ema'], train_cpu_seconds=round(card['cpu_seconds']))
         print(p.name, 'labels' if labels else 'no labels', round(rec['fid'], 3), flush=True)
 
-def score_lengths(name, out, n, steps, widths=(0.04, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.25), seed=42):
-    "A record of averages of other lengths, rebuilt from the snapshots, at each of these steps (notebook 26a)"
-    path = results_path('eval'); ie = reference_eval(); r = recipe(name); net = network(r)
-    for step in steps:
-        for width in widths:
-            what = dict(experiment='fashion', model=name, snapshot='rebuilt', step=step, ema=width, n=n, seed=seed)
-            if read_records(path, **what): continue
-            net.load_state_dict(phema.rebuild(out, width, step))
-            den = Denoiser(net.eval(), r['form'], half_dtype(), dict(size=(1,28,28), drop=r['drop'])); y = None if r['drop'] is None else torch.arange(n) % 10
-            rec = log_record(path, **score(den, ie, n=n, seed=seed, sampling=dict(y=y)) | what, labels=y is not None, command=f'python experiments/fashion.py --name {name} --lengths {step}')
-            print(step, width, round(rec['fid'], 3), flush=True)
+def score_lengths(name, out, n, step, widths=(0.04, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.25), seed=42):
+    "A record of averages of other lengths, rebuilt from the snapshots, at this step (notebook 26a)"
+    path = results_path('eval'); ie = reference_eval(); r = recipe(name); net = network(r); y = None if r['drop'] is None else torch.arange(n) % 10
+    for width in widths:
+        what = dict(experiment='fashion', model=name, snapshot='rebuilt', step=step, ema=width, n=n, seed=seed)
+        if read_records(path, **what): continue
+        net.load_state_dict(phema.rebuild(out, width, step))
+        den = Denoiser(net.eval(), r['form'], half_dtype(), dict(size=(1,28,28), drop=r['drop']))
+        rec = log_record(path, **score(den, ie, n=n, seed=seed, sampling=dict(y=y)) | what, labels=y is not None, command=f'python experiments/fashion.py --name {name} --lengths {step}')
+        print(step, width, round(rec['fid'], 3), flush=True)
 
 def train(name, out, steps, anneal, every, save_every=200):
     "Train, from the checkpoint on if there is one"
@@ -181,7 +180,7 @@ def main(
     "Train, score or ship"
     torch.set_num_threads(1); r = recipe(name); out = out or f'runs/{name}'
     if curve: return draw_curve(curve)
-    if lengths: return score_lengths(name, out, n, [lengths])
+    if lengths: return score_lengths(name, out, n, lengths)
     if score_it: return score_snapshots(name, out, n, not no_labels, only, seed)
     if ship: return ship_snapshot(name, Path(out)/snapshot, to or name)
     train(name, out, steps or r['steps'], r['anneal'] if anneal is None else anneal, every)

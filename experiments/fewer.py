@@ -25,7 +25,7 @@ def labels(den, n):
     return torch.arange(n) % den.n_classes if den.n_classes else None
 
 def fit(weights, steps, n, calls, n_iter):
-    "Fit a solver to what `calls` calls make of n noises; it goes into the card, and a record to results/eval.jsonl"
+    "Fit a solver to what `calls` calls make of n noises; it goes into the card, and a record to results/train.jsonl"
     den,start = load_denoiser(weights), time.process_time()
     y = labels(den, n)
     noise = image_noise(7, 0, (n, *den.size), 'cpu')()

@@ -61,7 +61,7 @@ class CancelStepException(Exception):
 # %% ../nbs/09_learner.ipynb #09a00003
 def _cleanup(learn, nm, outer):
     "All callbacks clean up, whatever happens in one; of several errors the first is raised"
-    now = sys.exc_info()[1]                  # may be older than this call, or a cancel passing through
+    now = sys.exc_info()[1]             # may be older than this call, or a cancel passing through
     first = failed = None if now is outer or isinstance(now, tuple(_cancels.values())) else now
     for cb in sorted(learn.cbs, key=attrgetter('order')):
         try: run_cbs([cb], nm, learn)

@@ -242,7 +242,7 @@ def load_unet(
 ) -> tuple:
     "`(UNet in evaluation mode, card)`; `FileNotFoundError` for a name that is not there"
     names,path = weights_names(), path or 'fashion_ddpm'
-    if str(path) in names: path = WEIGHTS/path
+    path = WEIGHTS/path if str(path) in names else path
     if not weights_path(path).exists():
         raise FileNotFoundError(f"there are no weights '{path}': give a path that `core.save` "
                                 f"returned, or one of the package's own: {', '.join(names)}")
@@ -250,7 +250,8 @@ def load_unet(
     if 'config' not in card:
         raise ValueError(f"the card of '{path}' does not say how to make its U-Net: "
                          'save it with `save(net, path, config=net.config)`')
-    shape = _check_config(card['config'], path).state_dict()
-    if m := _mismatch(sd, shape):
+    if m := _mismatch(sd, _check_config(card['config'], path).state_dict()):
         raise ValueError(f"'{path}' holds weights of another architecture than its card says: {m}")
-    return load(path, UNet(**card['config']))[0].to(device).eval(), card
+    net = UNet(**card['config'])
+    net.load_state_dict(sd)
+    return net.to(device).eval(), card
