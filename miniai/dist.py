@@ -49,16 +49,20 @@ def share(
                          'use larger batches or fewer processes')
     return slice(n*r//w, n*(r+1)//w)
 
+# %% ../nbs/29_scale.ipynb #29a10016
+def _meet(what, *args):
+    "A collective call, in which every process waits for all others"
+    try: what(*args)
+    except RuntimeError as e:
+        raise ConnectionError(f'process {rank()} of {world()} waited in vain for another, '
+                              'and stops: the same command goes on from the last checkpoint') from e
+
 # %% ../nbs/29_scale.ipynb #29a00017
 def all_sum(
     t,  # a tensor, of the same shape in each process; changed in place
 ) -> torch.Tensor:
     "The sum over all processes; `ConnectionError` if one of them is gone"
-    if world() == 1: return t
-    try: dist.all_reduce(t)
-    except RuntimeError as e:
-        raise ConnectionError(f'process {rank()} of {world()} waited in vain for another, '
-                              'and stops: the same command goes on from the last checkpoint') from e
+    if world() > 1: _meet(dist.all_reduce, t)
     return t
 
 # %% ../nbs/29_scale.ipynb #29a00019
@@ -77,6 +81,9 @@ class DistCB(Callback):
     order = DeviceCB.order+5
     def before_fit(self, learn):
         for t in learn.model.state_dict().values(): _from_first(t)
+    def before_epoch(self, learn):
+        for t in learn.model.buffers(): _from_first(t)            # batch norm's running averages
+        _same_dice()
     def before_batch(self, learn):
         self.n,batch = n_items(learn.batch),as_tuple(learn.batch)
         self.rows,self.whole = share(self.n),batch
@@ -84,11 +91,22 @@ class DistCB(Callback):
         self.weight = (self.rows.stop-self.rows.start)/self.n
         if isinstance(learn.model, DistributedDataParallel):      # as Accelerate wraps it: its mean
             learn.model.require_backward_grad_sync = False        # would take all shares as equal
+        if rank(): torch.manual_seed(torch.randint(2**62, ()).item()+rank())     # own dropout
 
 # %% ../nbs/29_scale.ipynb #29a0001d
 def _from_first(t):
     "Give a tensor the value that it has in process 0"
-    if world() > 1: dist.broadcast(t, 0)
+    if world() == 1: return
+    there = t.to(def_device) if dist.get_backend() == 'nccl' else t      # which knows GPUs alone
+    _meet(dist.broadcast, there, 0)
+    t.copy_(there)
+
+def _same_dice():
+    "Every process goes on with the random numbers of process 0"
+    for m in (torch, torch.cuda) if def_device == 'cuda' else (torch,):
+        state = m.get_rng_state()
+        _from_first(state)
+        m.set_rng_state(state)
 
 # %% ../nbs/29_scale.ipynb #29a0001f
 @patch
@@ -106,6 +124,7 @@ def after_batch(self:DistCB, learn):
     if isinstance(learn.preds, torch.Tensor): learn.preds = gathered(learn.preds, self.n)
     learn.targs = self.whole[len(self.whole)-len(learn.targs or ()):]
     learn.batch = self.whole
+    _same_dice()
 
 # %% ../nbs/29_scale.ipynb #29a00022
 def on_first(

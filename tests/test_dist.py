@@ -18,7 +18,7 @@ from miniai.datasets import DataLoaders, TensorLoader
 from miniai.dist import *
 from miniai.diffusion import NoiseCB
 from miniai.karras import edm
-from miniai.learner import Callback, DeviceCB, Learner, MetricsCB
+from miniai.learner import Callback, DeviceCB, Learner, MetricsCB, TrainCB
 from miniai.recipes import diffusion_learner
 from miniai.unet import UNet
 class Die(Callback):
@@ -49,6 +49,21 @@ each = {}
 if os.environ.get('EACH'):
     dls = DataLoaders(TensorLoader(x, None, 8, shuffle=True), TensorLoader(x, None, 8))
     each = {f'{type(v).__name__} {f}': losses(v, f) for f in ('ddpm', 'cosine', 'edm', 'flow') for v in (MixedPrecision(2, device='cpu'), AccelerateCB(2, cpu=True))}
+    class Keep(Callback):
+        order = DistCB.order-1          # before the predictions of all are gathered
+        def after_batch(self, learn): self.mask = (learn.preds[:2] == 0)
+    class Once(Callback):
+        order = 99
+        def after_fit(self, learn): self.dice = torch.rand(1)
+    set_seed(rank())                    # a user who forgot to give each the same seed
+    drop = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.BatchNorm1d(32), torch.nn.Dropout(.5))
+    keep,once = Keep(),Once()
+    own = Learner(drop, DataLoaders(TensorLoader(x, torch.zeros(29, 32), 8, shuffle=True), TensorLoader(x, torch.zeros(29, 32), 8)), F.mse_loss,
+                  cbs=[DeviceCB('cpu'), TrainCB(), keep, once, *([DistCB()] if world() > 1 else [])])
+    own.fit(2, valid=False)
+    each['mask'] = [keep.mask.tolist()]*2 if world() == 1 else gathered(keep.mask.float()[None], 2).bool().tolist()
+    for nm,t in dict(dice=once.dice, weights=drop[1].weight.detach().flatten()).items():
+        each[nm] = gathered(t[None], 2).tolist() if world() > 1 else [t.tolist()]*2
 if rank() == 0:
     save(net, out/'net', losses=[r['loss'] for r in learn.metrics.history], each=each)
     save(avg.ema, out/'ema')
@@ -97,6 +112,11 @@ def test_two_processes_train_as_one(two, one):
 def test_every_form_in_two_processes(two, one, verbs, rel, form):
     a,b = (load(d/'net')[1]['each'][f'{verbs} {form}'] for d in (one, two[0]))
     assert a == pytest.approx(b, rel=rel) and len(a) == 4 and len(set(a)) == 4
+
+def test_dropout_differs_and_the_rest_does_not(two):
+    "Shares of 2 and 3 rows draw differently often: weights and the next random number are the same in both, masks are not"
+    each = load(two[0]/'net')[1]['each']
+    assert each['dice'][0] == each['dice'][1] and each['weights'][0] == each['weights'][1] and each['mask'][0] != each['mask'][1]
 
 def test_only_the_first_process_speaks(two): assert two[1].stdout.count('speaks') == 1 and 'rank 0 speaks' in two[1].stdout
 
