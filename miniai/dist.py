@@ -27,6 +27,15 @@ def world() -> int:
     "How many processes train together"
     return dist.get_world_size() if dist.is_initialized() else 1
 
+# %% ../nbs/29_scale.ipynb #29a10016
+def _meet(what, *args, **kwargs):
+    "A collective call, in which every process waits for all others"
+    try: what(*args, **kwargs)
+    except RuntimeError as e:
+        r,w = (os.environ.get(k, '?') for k in ('RANK', 'WORLD_SIZE'))
+        raise ConnectionError(f'process {r} of {w} waited in vain for another, and stops: '
+                              'the same command goes on from the last checkpoint') from e
+
 # %% ../nbs/29_scale.ipynb #29a00012
 def join(
     timeout:float=300,  # seconds to wait for another process before all stop
@@ -34,7 +43,8 @@ def join(
     "Meet the processes that `torchrun` started, if any; returns the rank. Only rank 0 still prints"
     if 'WORLD_SIZE' not in os.environ or dist.is_initialized(): return rank()
     if on_gpu := def_device == 'cuda': torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
-    dist.init_process_group('nccl' if on_gpu else 'gloo', timeout=timedelta(seconds=timeout))
+    _meet(dist.init_process_group, 'nccl' if on_gpu else 'gloo',
+          timeout=timedelta(seconds=timeout))
     if rank(): sys.stdout = open(os.devnull, 'w')
     return rank()
 
@@ -48,14 +58,6 @@ def share(
         raise ValueError(f'a batch of {n} cannot be shared by {w} processes: '
                          'use larger batches or fewer processes')
     return slice(n*r//w, n*(r+1)//w)
-
-# %% ../nbs/29_scale.ipynb #29a10016
-def _meet(what, *args):
-    "A collective call, in which every process waits for all others"
-    try: what(*args)
-    except RuntimeError as e:
-        raise ConnectionError(f'process {rank()} of {world()} waited in vain for another, '
-                              'and stops: the same command goes on from the last checkpoint') from e
 
 # %% ../nbs/29_scale.ipynb #29a00017
 def all_sum(

@@ -28,7 +28,7 @@ def start(f):
 
 def train(kind, path, out):
     "Train to the end, and write down all that must be the same bits"
-    join(60)
+    join(20)
     learn = T.learner(kind); learn.fit(T.EPOCHS, cbs=[*([CheckpointCB(path, every=2)] if path else []), *([DistCB()] if TWO else [])])
     bits, hist, rand = T.everything(learn)
     (out.with_suffix(f'.{rank()}')).write_text(json.dumps([hashlib.sha256(bits.numpy().tobytes()).hexdigest(), hist, rand]))
