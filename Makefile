@@ -44,7 +44,7 @@ equations: $(VENV)/.dev                 ## typeset nbs/equations.yml to nbs/imag
 	$(BIN)/python nbs/equations.py
 
 bench: $(VENV)/.dev $(VENV)/.data       ## what learner, loader, trackers, FID, sampling loop and U-Net cost; appends to results/bench.jsonl
-	for b in learner tracking fid sampling unet; do $(BIN)/python bench/$$b.py || exit 1; done
+	for b in learner tracking fid sampling unet dist; do $(BIN)/python bench/$$b.py || exit 1; done
 
 # the page that draws (site/draw) needs torch, the others do not
 site: $(VENV)/.site $(if $(wildcard site/draw/build.py),$(VENV)/.run)  ## the notebooks, as they are committed, as pages in _site/: open _site/index.html, or publish the folder

@@ -1,12 +1,13 @@
 """What guidance does to the clothes of the network `fashion`, for lesson 26: `python experiments/guidance.py`.
 
 Samples of every class alike, guided by the label, by the label within an interval of noise levels, and by an early snapshot,
-each scored by FID, precision, recall, Inception Score, and by how often a classifier sees the class that was asked for
+each scored by FID, precision, recall, Inception Score, and by how often two classifiers see the class that was asked for
 → results/eval.jsonl. A record that is there is not made again, so the same command goes on after a kill; the most
 telling ones are made first. About 30 CPU s for 2,048 images by ten calls, twice that where two calls are made at each level."""
 import time
 from pathlib import Path
 
+import judges
 import torch
 from fastcore.script import call_parse
 
@@ -15,7 +16,6 @@ from miniai.core import log_record, read_records, results_path
 from miniai.guidance import autoguided, guided
 from miniai.recipes import load_denoiser, reference_eval
 from miniai.datasets import to_unit
-from miniai.resnet import fashion_classifier
 from miniai.solvers import sample
 
 INTERVAL = 0.2, 5.
@@ -31,9 +31,8 @@ def denoiser(how, scale, den, bad):
 
 @torch.no_grad()
 def agreement(x, y):
-    "Share of images in which the classifier sees the class that was asked for"
-    clf = fashion_classifier('cpu')
-    return {'fashion_classifier': sum((clf(a).argmax(1) == b).sum().item() for a,b in zip(x.split(256), y.split(256)))/len(x)}
+    "Share of images in which each classifier sees the class that was asked for"
+    return {j: judges.agreement(j, x, y) for j in judges.JUDGES}
 
 def row(ie, x, y, nfe, secs, **what):
     "Scores of images, as a record"

@@ -2,6 +2,7 @@
 
     python experiments/speedrun.py --name NAME [--seconds 200] [--seed 42]     train, score, append to results/eval.jsonl
     python experiments/speedrun.py --show                               the board, from the records
+    python experiments/speedrun.py --draw-to nbs/images/losses.png      the same noises by the networks of three losses
 
 Rules.
 1. Data: Fashion-MNIST's 60,000 training images in ±1. Labels may be used in training; then samples are drawn with labels,
@@ -17,19 +18,22 @@ Rules.
 5. Failures stay in the log."""
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from fastcore.script import call_parse
 
 from miniai.accel import EMACB, MixedPrecision
-from miniai.core import Table, half_dtype, log_record, read_records, results_path, set_seed
-from miniai.datasets import fashion_dls
+from miniai.core import Table, half_dtype, load, log_record, read_records, results_path, save, set_seed
+from miniai.datasets import fashion_dls, image_grid
 from miniai.denoiser import Denoiser
 from miniai.diffusion import NoiseCB
 from miniai.karras import edm
 from miniai.learner import Callback, CancelFitException, DeviceCB, Learner, TrainCB
 from miniai.recipes import MuonAdam, reference_eval, score
+from miniai.solvers import sample
 from miniai.unet import UNet
 
 @dataclass(frozen=True)
@@ -45,12 +49,15 @@ class Recipe:
     P_std:float = 1.0
     ema:float = 0.99
     drop:float = -1.        # share of labels left out; -1: no labels
+    loss:str = 'mse_loss'   # a function of torch.nn.functional
 
 RECIPES = dict(former=Recipe(bs=64, attn=1, P_mean=-1.2, P_std=1.2), small_batch=Recipe(attn=1, P_mean=-1.2, P_std=1.2),
                no_attention=Recipe(P_mean=-1.2, P_std=1.2), levels=Recipe(), muon=Recipe(muon=0.01), muon_labels=Recipe(muon=0.01, drop=0.1),
                muon_labels_attn=Recipe(muon=0.01, drop=0.1, attn=1), muon_labels_64=Recipe(muon=0.01, drop=0.1, bs=64),
                labels=Recipe(drop=0.1),
-               narrow=Recipe(muon=0.01, widths=(48,96)))
+               narrow=Recipe(muon=0.01, widths=(48,96)),
+               l1=Recipe(muon=0.01, loss='l1_loss'), smooth_l1=Recipe(muon=0.01, loss='smooth_l1_loss'))
+KEEP = Path(__file__).parent.parent/'checkpoints'/'speedrun'        # weights, outside git
 
 class BudgetCB(Callback):
     "Warms the rate up over a tenth of the CPU seconds, lets it fall as a cosine over the rest, and stops; `steps` and `seconds` say how far it came"
@@ -66,13 +73,26 @@ class BudgetCB(Callback):
         self.steps += 1; self._set(learn)
         if self.seconds >= self.budget: raise CancelFitException()
 
+def network(r):
+    "The U-Net of a recipe"
+    net = UNet(1, r.widths, n_blocks=1, attn=r.attn, patch=r.patch, t_scale=250., n_classes=10*(r.drop >= 0))
+    return net.to(memory_format=torch.channels_last)
+
+def draw(path, names=('muon', 'smooth_l1', 'l1'), seed=42, n=8):
+    "One row of images for each recipe, from the same noises"
+    fig,axs = plt.subplots(len(names), 1, figsize=(8, 1.2*len(names)), layout='constrained')
+    for ax,nm in zip(axs, names):
+        r = RECIPES[nm]; net = network(r); net.load_state_dict(load(KEEP/f'{nm}_{seed}')[0])
+        x = sample(Denoiser(net.eval(), edm(0.706, r.P_mean, r.P_std), half_dtype()), (n,1,28,28), seed=0)
+        ax.imshow(image_grid(x, ncols=n, gap=2, scale=4)); ax.set_title(r.loss.removesuffix('_loss').replace('_', '-'), loc='left'); ax.axis('off')
+    fig.savefig(path, dpi=110)
+
 def train(r, seconds, seed):
     "`(denoiser, steps, CPU seconds)` of a recipe"
-    set_seed(seed); labels = r.drop >= 0; form = edm(0.706, r.P_mean, r.P_std)
-    net = UNet(1, r.widths, n_blocks=1, attn=r.attn, patch=r.patch, t_scale=250., n_classes=10*labels).to(memory_format=torch.channels_last)
+    set_seed(seed); labels = r.drop >= 0; form = edm(0.706, r.P_mean, r.P_std); net = network(r)
     n_inp = 2+labels; budget,ema = BudgetCB(seconds), EMACB(r.ema)
     cbs = [DeviceCB(), NoiseCB(form, r.drop if labels else None), MixedPrecision(n_inp) if half_dtype() else TrainCB(n_inp), ema, budget]
-    learn = Learner(net, fashion_dls(r.bs, say=lambda s: None), F.mse_loss, lr=r.lr, cbs=cbs, opt_func=lambda ps, lr: MuonAdam(net, lr, r.muon))
+    learn = Learner(net, fashion_dls(r.bs, say=lambda s: None), getattr(F, r.loss), lr=r.lr, cbs=cbs, opt_func=lambda ps, lr: MuonAdam(net, lr, r.muon))
     learn.fit(1000, valid=False); spent = budget.seconds
     net.load_state_dict(ema.ema)
     return Denoiser(net.eval(), form, half_dtype(), dict(size=(1,28,28))), budget.steps, spent
@@ -94,13 +114,16 @@ def main(
     seed:int=42,          # of weights, data and noise
     n:int=2048,           # images to score
     show:bool=False,      # only show the board
+    draw_to:str='',       # only draw images by the networks of three losses, to this file
     note:str='',          # what the log should say of this run
 ):
     "Train one row of the board, or show it"
     torch.set_num_threads(1)
     if show: return print(board())
+    if draw_to: return draw(draw_to)
     if name not in RECIPES: raise SystemExit(f'no recipe {name!r}: there are {", ".join(RECIPES)}')
     r = RECIPES[name]; den,steps,spent = train(r, seconds, seed)
+    save(den.net, KEEP/f'{name}_{seed}')
     sampling = dict(y=torch.arange(n) % 10) if r.drop >= 0 else {}
     rec = score(den, reference_eval(), n=n, sampling=sampling)
     rec |= dict(experiment='speedrun', what='speedrun', name=name, budget=seconds, train_steps=steps, train_cpu_seconds=round(spent, 1), seed=seed, sampling_seed=42, recipe=asdict(r), cpu=cpu_name(),

@@ -3,7 +3,7 @@ import subprocess, sys
 import pytest
 from common import ROOT
 
-@pytest.mark.parametrize('name,says', [('learner', 'loader speed'), ('sampling', 'images a second'), ('unet', 'seconds of training'), ('tracking', 'WandBCB')])
+@pytest.mark.parametrize('name,says', [('learner', 'loader speed'), ('sampling', 'images a second'), ('unet', 'seconds of training'), ('tracking', 'WandBCB'), ('dist', 'images a second, two')])
 def test_bench_quick(name, says):
     kept = ROOT/'results'/'bench.jsonl'; before = kept.read_bytes()
     p = subprocess.run([sys.executable, f'bench/{name}.py', '--quick'], cwd=ROOT, capture_output=True, text=True, timeout=600)
