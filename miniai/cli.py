@@ -19,7 +19,8 @@ from .augment import FlipCB
 from .checkpoint import CheckpointCB
 from .core import Table, at_scale, half_dtype, log_record, set_seed, weights_path
 from .datasets import (DataLoaders, TensorLoader, check_out, fashion_dls, image_dls,
-                             image_grid, read_images, show_images, subplots, to_uint8, to_unit, write_images)
+                             image_grid, read_images, show_images, subplots, to_uint8, to_unit,
+                             write_images)
 from .denoiser import Denoiser
 from .diffusion import FORMS
 from .dist import DistCB, join, on_first, rank, world
@@ -185,6 +186,8 @@ def _keep(learn, avg, out, card, check):
     check.remove()
     return path
 
+def _optimizer(muon): return f'Muon at {muon:g} on matrices, Adam on the rest' if muon else 'Adam'
+
 # %% ../nbs/30_cli.ipynb #0dc813b8
 @command
 @alone
@@ -216,13 +219,13 @@ def train(
     _may_train(out, form, force)
     dls = image_dls(data, bs, n_train, n_valid, skip=skip, size=_sides(size))
     (drop,n_classes),chw = _labels(dls, labels, drop), list(dls.train.x.shape[1:])
-    told = dict(bs=bs, ema=ema, seed=seed, drop=drop, flip=flip,
-                optimizer=f'Muon at {muon:g} on matrices, Adam on the rest' if muon else 'Adam')
+    told = dict(bs=bs, ema=ema, seed=seed, drop=drop, flip=flip, optimizer=_optimizer(muon))
     net |= dict(n_classes=n_classes)
     more = dict(data=dls.name, n_train=n_train, n_valid=n_valid, size=chw, skip=skip, **net)
-    check,cbs = _check(out, every, told | more, force), _cbs(avg, flip, _look(out, preview, avg, chw, n_classes))
+    check,look = _check(out, every, told | more, force), _look(out, preview, avg, chw, n_classes)
     set_seed(seed)
-    learn = diffusion_learner(dls, form, lr=lr, drop=drop, muon=muon, cbs=cbs, **net)
+    learn = diffusion_learner(dls, form, lr=lr, drop=drop, muon=muon,
+                              cbs=_cbs(avg, flip, look), **net)
     learn.fit(epochs, cbs=check)
     return _keep(learn, avg, out, _card(learn, start, epochs=epochs, lr=lr, **told), check)
 
@@ -295,8 +298,9 @@ def sample_images(
     den,start,calls = _guided(load_denoiser(weights), label, guidance), time.time(), []
     den,begin,finish = _edited(den, From, mask, strength, n, (sigma_min, sigma_max))
     show = IN_NOTEBOOK or sys.stdout.isatty()
-    x = sample(den, n, solver, steps, _label(den, label, From), seed, sigma_min=sigma_min, sigma_max=sigma_max,
-               bs=bs, **begin, progress=show, on_step=lambda i, now: calls.append(now.nfe))
+    x = sample(den, n, solver, steps, _label(den, label, From), seed, sigma_min=sigma_min,
+               sigma_max=sigma_max, bs=bs, **begin, progress=show,
+               on_step=lambda i, now: calls.append(now.nfe))
     path,secs,nfe = write_images(to_uint8(finish(x)), out, force), time.time()-start, calls[-1]
     print(f'{n} images, {nfe} calls of the network for each, {secs:.1f} s: {path}')
     log_record(record, what='samples', weights=str(weights), solver=solver, steps=steps, nfe=nfe,
@@ -349,9 +353,10 @@ def evaluate(
     x = read_images(images, skip)[:n]
     ie = _reference(x, against, real, extractor, weights, skip)
     bits = _bits(x, likelihood, n_bits)
-    what = dict(what='eval', images=str(images), against=str(against or 'Fashion-MNIST, test')) | bits
+    what = dict(what='eval', images=str(images),
+                against=str(against or 'Fashion-MNIST, test')) | bits
     rec = log_record(record, **ie.report(to_unit(x), seed=seed, boot=at_scale(2, 50, 200), **what))
-    cols = dict(n='n', fid='FID', fid_low='95% from', fid_high='to', floor='floor', kid='KID', kid_std='± std',
-                inception_score='Inception Score', extractor='features')
+    cols = dict(n='n', fid='FID', fid_low='95% from', fid_high='to', floor='floor', kid='KID',
+                kid_std='± std', inception_score='Inception Score', extractor='features')
     print(Table([rec], cols | (dict(bits='bits/dim', bits_std='± std') if bits else {})))
     return rec
