@@ -87,22 +87,23 @@ def meanflow_target(
 ) -> tuple:
     "`(x_t, target)` for u: v - (t-r)·du/dt, as if it were known (Geng et al. 2025, eq. 6 and 10)"
     t_,r_ = (o.view(-1, *[1]*(x0.ndim-1)) for o in (t, r))
-    x,v = (1-t_)*x0 + t_*eps, eps-x0
+    x = (1-t_)*x0 + t_*eps
     with torch.no_grad():
-        _,slope = torch.func.jvp(u, (x, t, r), (v, torch.ones_like(t), torch.zeros_like(r)))
-    return x, v - (t_-r_)*slope
+        way = u(x, t, t), torch.ones_like(t), torch.zeros_like(r)
+        _,slope = torch.func.jvp(u, (x, t, r), way)
+    return x, eps - x0 - (t_-r_)*slope
 
 # %% ../nbs/27_flow.ipynb #f0ec394b
 class MeanFlowCB(Callback):
     "Batches for MeanFlow; goes with `TrainCB(n_inp=3)` and a network of points and two times"
     order = DeviceCB.order+1
     def __init__(self,
-        apart=0.5,  # how many of the pairs have r < t, in [0,1]; the rest learn the velocity itself
+        apart=0.75,  # how many pairs have r < t, in [0,1]; the rest learn the velocity itself
     ): self.apart = apart
     def before_batch(self, learn):
         x0 = learn.batch[0]
-        t,r = torch.rand(2, len(x0), device=x0.device).sort(dim=0, descending=True).values
-        r = torch.where(torch.rand(len(x0), device=x0.device) < self.apart, r, t)
+        t,below,some = torch.rand(3, len(x0), device=x0.device)
+        r = torch.where(some < self.apart, t*below, t)
         x,target = meanflow_target(learn.model, x0, torch.randn_like(x0), t, r)
         learn.batch = x, t, r, target
 
