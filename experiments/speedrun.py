@@ -28,7 +28,7 @@ from fastcore.script import call_parse
 from miniai.accel import EMACB, MixedPrecision
 from miniai.core import Table, half_dtype, load, log_record, read_records, results_path, save, set_seed
 from miniai.datasets import fashion_dls, image_grid
-from miniai.denoiser import Denoiser
+from miniai.denoiser import Denoiser, WrappedDenoiser
 from miniai.diffusion import NoiseCB
 from miniai.karras import edm
 from miniai.learner import Callback, CancelFitException, DeviceCB, Learner, TrainCB
@@ -50,14 +50,30 @@ class Recipe:
     ema:float = 0.99
     drop:float = -1.        # share of labels left out; -1: no labels
     loss:str = 'mse_loss'   # a function of torch.nn.functional
+    sigma_data:float = 0.706
+    shift:float = 0.        # added to every pixel in training, and taken off again in sampling: 0.43 is minus the mean of all pixels
 
 RECIPES = dict(former=Recipe(bs=64, attn=1, P_mean=-1.2, P_std=1.2), small_batch=Recipe(attn=1, P_mean=-1.2, P_std=1.2),
                no_attention=Recipe(P_mean=-1.2, P_std=1.2), levels=Recipe(), muon=Recipe(muon=0.01), muon_labels=Recipe(muon=0.01, drop=0.1),
                muon_labels_attn=Recipe(muon=0.01, drop=0.1, attn=1), muon_labels_64=Recipe(muon=0.01, drop=0.1, bs=64),
                labels=Recipe(drop=0.1),
                narrow=Recipe(muon=0.01, widths=(48,96)),
-               l1=Recipe(muon=0.01, loss='l1_loss'), smooth_l1=Recipe(muon=0.01, loss='smooth_l1_loss'))
+               l1=Recipe(muon=0.01, loss='l1_loss'), smooth_l1=Recipe(muon=0.01, loss='smooth_l1_loss'),
+               half_sigma_data=Recipe(muon=0.01, sigma_data=0.353), centred=Recipe(muon=0.01, shift=0.43))
 KEEP = Path(__file__).parent.parent/'checkpoints'/'speedrun'        # weights, outside git
+
+class ShiftCB(Callback):
+    "Adds a number to every pixel, before the noise"
+    order = DeviceCB.order+0.5
+    def __init__(self, shift): self.shift = shift
+    def before_batch(self, learn): learn.batch = (learn.batch[0]+self.shift, *learn.batch[1:])
+
+class Shifted(WrappedDenoiser):
+    "A denoiser of shifted images as one of images"
+    def __init__(self, den, shift): super().__init__(den); self.shift = shift
+    def __call__(self, x, level, y=None):
+        x0,e = super().__call__(x + level.alpha*self.shift, level, y)
+        return x0-self.shift, e
 
 class BudgetCB(Callback):
     "Warms the rate up over a tenth of the CPU seconds, lets it fall as a cosine over the rest, and stops; `steps` and `seconds` say how far it came"
@@ -83,19 +99,20 @@ def draw(path, names=('muon', 'smooth_l1', 'l1'), seed=42, n=8):
     fig,axs = plt.subplots(len(names), 1, figsize=(8, 1.2*len(names)), layout='constrained')
     for ax,nm in zip(axs, names):
         r = RECIPES[nm]; net = network(r); net.load_state_dict(load(KEEP/f'{nm}_{seed}')[0])
-        x = sample(Denoiser(net.eval(), edm(0.706, r.P_mean, r.P_std), half_dtype()), (n,1,28,28), seed=0)
+        x = sample(Denoiser(net.eval(), edm(r.sigma_data, r.P_mean, r.P_std), half_dtype()), (n,1,28,28), seed=0)
         ax.imshow(image_grid(x, ncols=n, gap=2, scale=4)); ax.set_title(r.loss.removesuffix('_loss').replace('_', '-'), loc='left'); ax.axis('off')
     fig.savefig(path, dpi=110)
 
 def train(r, seconds, seed):
     "`(denoiser, steps, CPU seconds)` of a recipe"
-    set_seed(seed); labels = r.drop >= 0; form = edm(0.706, r.P_mean, r.P_std); net = network(r)
+    set_seed(seed); labels = r.drop >= 0; form = edm(r.sigma_data, r.P_mean, r.P_std); net = network(r)
     n_inp = 2+labels; budget,ema = BudgetCB(seconds), EMACB(r.ema)
-    cbs = [DeviceCB(), NoiseCB(form, r.drop if labels else None), MixedPrecision(n_inp) if half_dtype() else TrainCB(n_inp), ema, budget]
+    cbs = [DeviceCB(), ShiftCB(r.shift), NoiseCB(form, r.drop if labels else None, vrange=None), MixedPrecision(n_inp) if half_dtype() else TrainCB(n_inp), ema, budget]
     learn = Learner(net, fashion_dls(r.bs, say=lambda s: None), getattr(F, r.loss), lr=r.lr, cbs=cbs, opt_func=lambda ps, lr: MuonAdam(net, lr, r.muon))
     learn.fit(1000, valid=False); spent = budget.seconds
     net.load_state_dict(ema.ema)
-    return Denoiser(net.eval(), form, half_dtype(), dict(size=(1,28,28))), budget.steps, spent
+    den = Denoiser(net.eval(), form, half_dtype(), dict(size=(1,28,28)))
+    return Shifted(den, r.shift) if r.shift else den, budget.steps, spent
 
 def board():
     "The rows of the log, best first within each budget; of a row that was run again the last"
