@@ -58,6 +58,7 @@ def _traced(den):
     for o in (*model.graph.node, *model.graph.value_info): del o.metadata_props[:]
     return model
 
+# %% ../nbs/30b_export.ipynb #30b00004
 def _halve(model):
     "Large weights stored as float16, each cast back to float32 before it is used"
     from onnx import TensorProto, helper, numpy_helper
