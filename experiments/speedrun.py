@@ -30,10 +30,11 @@ from miniai.core import Table, half_dtype, load, log_record, read_records, resul
 from miniai.datasets import fashion_dls, image_grid
 from miniai.denoiser import Denoiser, WrappedDenoiser
 from miniai.diffusion import NoiseCB
+from miniai.flow import flow_logit
 from miniai.karras import edm
 from miniai.learner import Callback, CancelFitException, DeviceCB, Learner, TrainCB
 from miniai.recipes import MuonAdam, reference_eval, score
-from miniai.solvers import sample
+from miniai.solvers import flow, sample
 from miniai.unet import UNet
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Recipe:
     ema:float = 0.99
     drop:float = -1.        # share of labels left out; -1: no labels
     loss:str = 'mse_loss'   # a function of torch.nn.functional
+    form:str = 'edm'        # or 'flow', or 'flow_logit': then P_mean and P_std are those of log σ/α, and sigma_data is not used
     sigma_data:float = 0.706
     shift:float = 0.        # added to every pixel in training, and taken off again in sampling: 0.43 is minus the mean of all pixels
 
@@ -59,7 +61,8 @@ RECIPES = dict(former=Recipe(bs=64, attn=1, P_mean=-1.2, P_std=1.2), small_batch
                labels=Recipe(drop=0.1),
                narrow=Recipe(muon=0.01, widths=(48,96)),
                l1=Recipe(muon=0.01, loss='l1_loss'), smooth_l1=Recipe(muon=0.01, loss='smooth_l1_loss'),
-               half_sigma_data=Recipe(muon=0.01, sigma_data=0.353), centred=Recipe(muon=0.01, shift=0.43))
+               half_sigma_data=Recipe(muon=0.01, sigma_data=0.353), centred=Recipe(muon=0.01, shift=0.43),
+               flow=Recipe(muon=0.01, form='flow'), flow_logit=Recipe(muon=0.01, form='flow_logit', P_mean=0., P_std=1.))
 KEEP = Path(__file__).parent.parent/'checkpoints'/'speedrun'        # weights, outside git
 
 class ShiftCB(Callback):
@@ -89,9 +92,14 @@ class BudgetCB(Callback):
         self.steps += 1; self._set(learn)
         if self.seconds >= self.budget: raise CancelFitException()
 
+def form_of(r):
+    "The form of a recipe"
+    if r.form == 'flow': return flow()
+    return flow_logit(r.P_mean, r.P_std) if r.form == 'flow_logit' else edm(r.sigma_data, r.P_mean, r.P_std)
+
 def network(r):
     "The U-Net of a recipe"
-    net = UNet(1, r.widths, n_blocks=1, attn=r.attn, patch=r.patch, t_scale=250., n_classes=10*(r.drop >= 0))
+    net = UNet(1, r.widths, n_blocks=1, attn=r.attn, patch=r.patch, t_scale=form_of(r).t_scale, n_classes=10*(r.drop >= 0))
     return net.to(memory_format=torch.channels_last)
 
 def draw(path, names=('muon', 'smooth_l1', 'l1'), seed=42, n=8):
@@ -99,13 +107,13 @@ def draw(path, names=('muon', 'smooth_l1', 'l1'), seed=42, n=8):
     fig,axs = plt.subplots(len(names), 1, figsize=(8, 1.2*len(names)), layout='constrained')
     for ax,nm in zip(axs, names):
         r = RECIPES[nm]; net = network(r); net.load_state_dict(load(KEEP/f'{nm}_{seed}')[0])
-        x = sample(Denoiser(net.eval(), edm(r.sigma_data, r.P_mean, r.P_std), half_dtype()), (n,1,28,28), seed=0)
+        x = sample(Denoiser(net.eval(), form_of(r), half_dtype()), (n,1,28,28), seed=0)
         ax.imshow(image_grid(x, ncols=n, gap=2, scale=4)); ax.set_title(r.loss.removesuffix('_loss').replace('_', '-'), loc='left'); ax.axis('off')
     fig.savefig(path, dpi=110)
 
 def train(r, seconds, seed):
     "`(denoiser, steps, CPU seconds)` of a recipe"
-    set_seed(seed); labels = r.drop >= 0; form = edm(r.sigma_data, r.P_mean, r.P_std); net = network(r)
+    set_seed(seed); labels = r.drop >= 0; form = form_of(r); net = network(r)
     n_inp = 2+labels; budget,ema = BudgetCB(seconds), EMACB(r.ema)
     cbs = [DeviceCB(), ShiftCB(r.shift), NoiseCB(form, r.drop if labels else None, vrange=None), MixedPrecision(n_inp) if half_dtype() else TrainCB(n_inp), ema, budget]
     learn = Learner(net, fashion_dls(r.bs, say=lambda s: None), getattr(F, r.loss), lr=r.lr, cbs=cbs, opt_func=lambda ps, lr: MuonAdam(net, lr, r.muon))
