@@ -501,6 +501,7 @@ def _graph(self:ProgressCB, now=False):
     t = time.perf_counter()
     if not now and t < self.draw_at: return
     self.mbar.update_graph([list(zip(*l)) for l in (self.losses, self.val_losses) if l])
+    for l in self.mbar.graph_ax.lines[1:]: l.set_marker('o')         # an only epoch is a dot
     self.mbar.graph_ax.set(title='Loss', xlabel='training batches', ylabel='loss')
     self.draw_at = time.perf_counter() + 30*(time.perf_counter()-t)
 
