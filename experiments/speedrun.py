@@ -95,7 +95,7 @@ class BudgetCB(Callback):
 def form_of(r):
     "The form of a recipe"
     if r.form == 'flow': return flow()
-    return flow_logit(r.P_mean, r.P_std) if r.form == 'flow_logit' else edm(r.sigma_data, r.P_mean, r.P_std)
+    return flow_logit(mean=r.P_mean, std=r.P_std) if r.form == 'flow_logit' else edm(r.sigma_data, r.P_mean, r.P_std)
 
 def network(r):
     "The U-Net of a recipe"
