@@ -974,6 +974,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'miniai.sources._named': ('sources.html#_named', 'miniai/sources.py'),
                                 'miniai.sources._npz_data': ('sources.html#_npz_data', 'miniai/sources.py'),
                                 'miniai.sources._npz_parts': ('sources.html#_npz_parts', 'miniai/sources.py'),
+                                'miniai.sources._order': ('sources.html#_order', 'miniai/sources.py'),
                                 'miniai.sources._ordered': ('sources.html#_ordered', 'miniai/sources.py'),
                                 'miniai.sources._own': ('sources.html#_own', 'miniai/sources.py'),
                                 'miniai.sources._parquet_data': ('sources.html#_parquet_data', 'miniai/sources.py'),

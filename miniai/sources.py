@@ -38,6 +38,8 @@ class ImageData(dict):
         return f'{self.name}: {parts}; {size}; classes: {classes}'
 
 # %% ../nbs/05d_sources.ipynb #03f8cf60
+def _order(n, seed=42): return np.random.default_rng(seed).permutation(n)
+
 def held_out(
     n,         # images
     seed=42,   # of the order
@@ -45,8 +47,7 @@ def held_out(
 ) -> tuple:
     "`(places to train on, places held out)`, in random order; `ValueError` for fewer than two"
     if n < 2: raise ValueError(f'{n} image: at least 2 are needed, to train on and to hold out')
-    order = np.random.default_rng(seed).permutation(n)
-    k = max(1, round(share*n))
+    order,k = _order(n, seed), max(1, round(share*n))
     return order[k:], order[:k]
 
 # %% ../nbs/05d_sources.ipynb #ba2920a8
@@ -57,8 +58,7 @@ SPLITS = dict(train='train', training='train',
 # %% ../nbs/05d_sources.ipynb #b48aef52
 def _ordered(splits, where, say):
     "`{split: places}` for `{split: number of images}`: mixed, and a lone split cut in two"
-    if len(splits) > 1:
-        return {k: (k, np.random.default_rng(42).permutation(splits[k])) for k in _by_name(splits, where)}
+    if len(splits) > 1: return {k: (k, _order(splits[k])) for k in _by_name(splits, where)}
     (only,n), = splits.items()
     train,test = held_out(n)
     say(f'{where}: one split ({n:,} images); {len(test):,} of them, drawn with seed 42, are held '
@@ -255,7 +255,8 @@ def _hub_data(where, opts):
     dd,name = load_dataset(hub_id), _PUBLISHED.get(hub_id)
     cache = os.environ.get('HF_HOME', Path.home()/'.cache/huggingface')
     parts = {SPLITS.get(k, k): v for k,v in dd_arrays(dd, cache, **_reading(opts)).items()}
-    parts = {k: parts[k] for k in _by_name(parts, hub_id)} if name else _mixed(parts, hub_id, opts['say'])
+    if name: parts = {k: parts[k] for k in _by_name(parts, hub_id)}
+    else: parts = _mixed(parts, hub_id, opts['say'])
     return _finish(parts, name or hub_id, dd_classes(dd), hub_id, opts)
 
 def _published_data(where, opts):
