@@ -489,8 +489,7 @@ def cleanup_fit(self:ProgressCB, learn):
     if hasattr(learn, 'metrics') and hasattr(self, 'show_was'): learn.metrics.show = self.show_was
     if not self.mbar or self.mbar.main_bar.last_v is None: return
     if hasattr(self, 'bar') and not fc.IN_NOTEBOOK: self.bar.on_iter_end()
-    if hasattr(self.mbar, 'graph_fig'):
-        plt.figure(self.mbar.graph_fig)   # fastprogress closes the current one
+    if hasattr(self.mbar, 'graph_fig'): plt.figure(self.mbar.graph_fig)    # which will be closed
     self.mbar.on_iter_end()
 
 # %% ../nbs/09_learner.ipynb #34ad2f0a
