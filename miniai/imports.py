@@ -24,8 +24,9 @@ __all__ = ['math', 'partial', 'Path', 'fc', 'plt', 'np', 'torch', 'F', 'nn', 'op
            'EarlyStopCB', 'FlipCB', 'SaveBestCB', 'get_preds']
 
 # %% ../nbs/01_imports.ipynb #b1585057
-import math
+import inspect, linecache, math, re, sys
 from functools import partial
+from itertools import dropwhile, takewhile
 from pathlib import Path
 
 import fastcore.all as fc
@@ -100,3 +101,25 @@ _all_ += ['Table', 'at_scale', 'def_device', 'how_run', 'log_record', 'read_reco
           'diffusion_learner', 'load_denoiser', 'reference_eval', 'save_denoiser', 'score',
           'small_unet', 'suggest_sigmas', 'JSONLCB', 'NotifyCB', 'TensorBoardCB', 'TrackerCB',
           'TrackioCB', 'WandBCB', 'EarlyStopCB', 'FlipCB', 'SaveBestCB', 'get_preds']
+
+# %% ../nbs/01_imports.ipynb #01a00002
+def _comments(f):
+    "A line for each parameter of a function that has a comment beside it"
+    code = inspect.unwrap(f).__code__
+    lines = iter(linecache.getlines(code.co_filename)[code.co_firstlineno-1:])
+    start = next(dropwhile(lambda l: not l.lstrip().startswith('def '), lines), '')
+    if start.partition('#')[0].rstrip()[-1:] not in ('(', ','): return []      # all in one line
+    signature = takewhile(lambda l: not l.lstrip().startswith(')'), lines)
+    found = (re.match(r'\s+(\*{0,2}\w+)[^#]*# *(.+)', l) for l in signature)
+    return [f'{m[1]}: {m[2]}' for m in found if m]
+
+def _functions():
+    "The functions and methods of miniai that are loaded"
+    mods = [m for nm,m in list(sys.modules.items()) if nm.startswith('miniai.')]
+    for o in [o for m in mods for o in vars(m).values()]:
+        for f in [o, *vars(o).values()] if inspect.isclass(o) else [o]:
+            ours = inspect.isfunction(f) and f.__module__.startswith('miniai.')
+            if ours and f.__name__ != '<lambda>': yield f
+
+for _f in set(_functions()):
+    _f.__doc__ = '\n\n'.join(filter(None, (_f.__doc__, '\n'.join(_comments(_f))))) or None

@@ -31,3 +31,14 @@ def no(*a, **k): raise AssertionError('a socket was opened on import')
 socket.socket.connect = no; socket.create_connection = no
 from miniai.imports import *''', CUDA_VISIBLE_DEVICES='')
     assert p.returncode == 0, p.stderr
+
+def test_help_tells_what_comments_say():
+    p = run_python('''
+import inspect, time
+import miniai.imports as im, miniai.solvers, miniai.learner
+t = time.process_time(); [im._comments(f) for f in im._functions()]; assert time.process_time()-t < .5
+help(miniai.solvers.sample); help(miniai.learner.Learner.fit); help(im.Learner.tta); help(im.Learner)
+assert im.set_seed.__doc__.startswith(im.set_seed.__doc__.split("\\n")[0] + "\\n\\nseed: any integer"), im.set_seed.__doc__
+assert inspect.getdoc(im.conv).count("stride") == 1''')
+    assert p.returncode == 0, p.stderr
+    for words in ('steps: noise levels', '**kw: for the step', 'n_epochs: times through the data', 'tfms: each makes another version', 'model: what is trained'): assert words in p.stdout, p.stdout
