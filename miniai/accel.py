@@ -63,11 +63,14 @@ class ClipGradCB(Callback):
     def __init__(self,
         max_norm:float=1.,  # gradients of a larger Euclidean norm are scaled down to it
     ): self.max_norm = max_norm
-    def before_fit(self, learn): self.norms = []
+    def before_fit(self, learn):
+        self.norms,self.device = [], next(iter(learn.model.parameters()), torch.empty(0)).device
     def after_backward(self, learn):
         norm = nn.utils.clip_grad_norm_(learn.model.parameters(), self.max_norm)
         self.norms.append(norm.detach())
     def settings(self): return {'max_norm': self.max_norm}
+    def state_dict(self): return {'norms': list(self.norms)}
+    def load_state_dict(self, state): self.norms = [o.to(self.device) for o in state['norms']]
 
 # %% ../nbs/17_DDPM_v2.ipynb #17a00001
 class AccumulateCB(Callback):
@@ -124,10 +127,11 @@ class EMACB(Callback):
         if self.kept is not None: unwrap(model).load_state_dict(self.kept)
         self.kept = None
     def settings(self): return {'decay': self.decay}
-    def state_dict(self): return dict(n=self.n, ema=self.ema)
+    def state_dict(self):              # by the names that the weights have uncompiled
+        return dict(n=self.n, ema={k.replace('_orig_mod.', ''): v for k,v in self.ema.items()})
     def load_state_dict(self, state):
         self.n = state['n']
-        for k,v in state['ema'].items(): self.ema[k].copy_(v)
+        for k,v in self.ema.items(): v.copy_(state['ema'][k.replace('_orig_mod.', '')])
 
 # %% ../nbs/17_DDPM_v2.ipynb #17a00002
 @patch
@@ -169,6 +173,9 @@ class AccelerateCB(TrainCB):
         except ImportError:
             raise ImportError('AccelerateCB needs accelerate: pip install accelerate') from None
         self.acc = Accelerator(mixed_precision=mixed_precision, **kwargs)
+        if (n := self.acc.gradient_accumulation_steps) != 1:
+            raise ValueError('Accelerate would divide the loss, and each batch step all the same: '
+                             f'for gradient_accumulation_steps={n}, use AccumulateCB({n})')
     def before_fit(self, learn):
         self.was = learn.model, learn.dls
         learn.model,learn.opt = self.acc.prepare(learn.model, learn.opt)

@@ -91,8 +91,7 @@ def _rng_state(gens):
     "The states of Python's, NumPy's and torch's own generators, and of `gens`"
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return dict(python=random.getstate(), numpy=np.random.get_state(), cpu=torch.get_rng_state(),
-                cuda=cuda,
-                own={k: _get_rng(g) for k,g in gens.items()})
+                cuda=cuda, own={k: _get_rng(g) for k,g in gens.items()})
 
 def _set_rng_state(s, gens):
     "Put all generators into a state that `_rng_state` returned"
@@ -100,8 +99,7 @@ def _set_rng_state(s, gens):
     np.random.set_state(s['numpy'])
     torch.set_rng_state(s['cpu'])
     if s['cuda']: torch.cuda.set_rng_state_all(s['cuda'])
-    for k,g in gens.items():
-        if k in s['own']: _set_rng(g, s['own'][k])
+    for k in gens.keys() & s['own'].keys(): _set_rng(gens[k], s['own'][k])
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000022
 def _named(cbs):
@@ -109,10 +107,19 @@ def _named(cbs):
     nms = [type(cb).__name__ for cb in cbs]
     return [(f"{nm}{nms[:i].count(nm) or ''}", cb) for i,(nm,cb) in enumerate(zip(nms, cbs))]
 
+def _bare(k): return k.replace('_orig_mod.', '')
+
+class _Weights:
+    "A model's weights, by the names that they have where none of its parts is compiled"
+    def __init__(self, model): self.model = unwrap(model)
+    def state_dict(self): return {_bare(k): v for k,v in self.model.state_dict().items()}
+    def load_state_dict(self, sd):
+        self.model.load_state_dict({k: sd[_bare(k)] for k in self.model.state_dict()})
+
 def _parts(learn):
     "All of a learner that has a state, by name"
     cbs = [cb for cb in learn.cbs if hasattr(cb, 'state_dict')]
-    return dict(model=unwrap(learn.model), opt=learn.opt) | dict(_named(cbs))
+    return dict(model=_Weights(learn.model), opt=learn.opt) | dict(_named(cbs))
 
 def _settings(learn):
     "A run's settings: optimiser, loss, batches an epoch, and what callbacks say in `settings()`"
@@ -139,21 +146,17 @@ def _whole(s):
 
 def _read(path):
     "The state in a checkpoint; raises `ValueError` for a file that is none"
-    if not path.is_file():
-        raise ValueError(f'{path} is not a plain file: give another path for the checkpoint')
+    if not path.is_file(): raise ValueError(f'{path} is not a plain file: give another path for the checkpoint')
     try:
         with safe_open(path, 'pt') as f:
             meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, OSError) as e:
-        raise ValueError(f'{path} is not a complete checkpoint ({e}); '
-                         'delete it to begin anew') from None
+        raise ValueError(f'{path} is not a complete checkpoint ({e}); delete it to begin anew') from None
     if meta.get('format') != '2':
-        raise ValueError(f'{path} holds no checkpoint of this version of miniai; give another '
-                         'path, or delete it to begin anew')
+        raise ValueError(f'{path} holds no checkpoint of this version of miniai: {_anew}')
     try: return _whole(_unpack(json.loads(meta['state']), tensors))
     except _BROKEN as e:
-        raise ValueError(f'{path} is a broken checkpoint ({type(e).__name__}: {e}); delete it to '
-                         'begin anew') from None
+        raise ValueError(f'{path} is a broken checkpoint ({type(e).__name__}: {e}); delete it to begin anew') from None
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000031
 def _differ(was, now):
@@ -217,10 +220,6 @@ def _open(self:CheckpointCB, learn):
                 'its weights are loaded, and there is nothing left to do')
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000045
-def _beyond(at, n_epochs):
-    "Whether a position lies behind the end of a fit of so many epochs"
-    return at[0] + (at[1] != 0) > n_epochs
-
 def _equal(sd, model):
     "Whether a model has exactly these weights"
     return all(torch.equal(v.cpu(), sd[k]) for k,v in model.state_dict().items())
@@ -233,13 +232,11 @@ def _wrong(self:CheckpointCB, learn):
     "Why the checkpoint cannot be of this run, or must not be loaded; '' if it can"
     s, parts = self.state, _parts(learn)
     model, others = parts['model'], ', '.join(sorted(s['parts'].keys() ^ parts.keys()))
-    if (m := _differ(s['settings'], self.settings_now)):
-        return f'was made with other settings: {m}. Use the same'
-    if others:
-        return f'was made with other callbacks: {others} is only there, or only here. Use the same'
+    if (m := _differ(s['settings'], self.settings_now)): return f'was made with other settings: {m}. Use the same'
+    if others: return f'was made with other callbacks: {others} is only there, or only here. Use the same'
     if (m := _mismatch(s['parts']['model'], model.state_dict())):
-        return f'was made by another model than this {type(model).__name__}: {m}. Use the same'
-    if s['done'] != 'cancelled' and _beyond(s['at'], learn.n_epochs):
+        return f'was made by another model than this {type(model.model).__name__}: {m}. Use the same'
+    if s['done'] != 'cancelled' and s['at'][0] + (s['at'][1] != 0) > learn.n_epochs:
         return f'is {_where(*s["at"])}, and {learn.n_epochs} epochs are asked for: ask for more'
     trained = s['done'] and hasattr(learn, 'epoch') and not _equal(s['parts']['model'], model)
     return ('holds a finished run; this model was trained since: '
@@ -251,7 +248,7 @@ def _restore(self:CheckpointCB, learn):
     "Model, optimiser, callbacks and gradients as they were when the checkpoint was saved"
     for k,o in _parts(learn).items(): o.load_state_dict(self.state['parts'][k])
     for k,p in unwrap(learn.model).named_parameters():
-        g = self.state['grads'].get(k)
+        g = self.state['grads'].get(_bare(k))
         p.grad = None if g is None else g.to(p.device)
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000047
@@ -296,11 +293,11 @@ def _save(self:CheckpointCB, learn, at, done=''):
     if not all(p.isfinite().all() for p in learn.model.parameters()):
         raise FloatingPointError(f'weights are no longer finite in epoch {learn.epoch}; '
                                  f'the last good checkpoint is {self.path}')
-    grads = {k: p.grad for k,p in unwrap(learn.model).named_parameters() if p.grad is not None}
+    ps, tensors = unwrap(learn.model).named_parameters(), {}
+    grads = {_bare(k): p.grad for k,p in ps if p.grad is not None}
     parts = {k: o.state_dict() for k,o in _parts(learn).items()}
     state = dict(at=at, done=done, settings=self.settings_now, grads=grads, parts=parts,
                  start=self.start, now=_rng_state(self.gens))
-    tensors = {}
     packed = json.dumps(_pack(state, tensors))
     if _writes(): _write_tensors(tensors, self.path, {'format': '2', 'state': packed})
     self.last = at
@@ -373,5 +370,4 @@ def cleanup_fit(self:CheckpointCB, learn):
         if self.trained and not self.ended: self._end(learn, 'cancelled', learn.epoch+1)
     elif isinstance(e, (KeyboardInterrupt, SystemExit)) and self.last:
         e.told, what = True, 'command' if is_cli() else 'fit'
-        print(f'interrupted; {self.path} is {_where(*self.last)}, and the same {what} goes on from '
-              'there', flush=True)
+        print(f'interrupted; {self.path} is {_where(*self.last)}, and the same {what} goes on from there', flush=True)

@@ -83,6 +83,9 @@ class RecorderCB(HasLearnCB):
         for k,f in self.d.items():
             v = f(self)
             self.recs[k].append(v.detach().clone() if isinstance(v, torch.Tensor) else v)
+    def state_dict(self):             # without records of what a checkpoint cannot hold
+        return {k: list(v) for k,v in self.recs.items() if len(plain(v)) == len(v)}
+    def load_state_dict(self, state): self.recs |= {k: list(v) for k,v in state.items()}
     def plot(self,
         **kwargs,  # for `plt.subplots`
     ) -> None:

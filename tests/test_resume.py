@@ -8,14 +8,14 @@ from torch import nn, optim
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 from common import run_python
-from miniai.accel import AccumulateCB, EMACB, MixedPrecision
+from miniai.accel import AccumulateCB, ClipGradCB, EMACB, MixedPrecision
 from miniai.checkpoint import CheckpointCB
 from miniai.core import set_seed
 from miniai.datasets import DataLoaders, TensorLoader
 from miniai import diffusion, karras, schedules, solvers     # each registers its form
 from miniai.init import BatchTransformCB
 from miniai.learner import Callback, DeviceCB, Learner, MetricsCB, MomentumLearner, TrainCB, TrainLearner
-from miniai.sgd import BatchSchedCB
+from miniai.sgd import BatchSchedCB, RecorderCB
 
 N, BS, EPOCHS = 40, 6, 3           # seven batches an epoch, the last one smaller
 N_BATCHES = -(-N//BS)
@@ -110,3 +110,27 @@ def test_killed_three_times(tmp_path):
         with pytest.raises(Killed): learner('noise ema').fit(EPOCHS, cbs=[ck(), KillCB(*kill)])
     again = learner('noise ema'); again.fit(EPOCHS, cbs=ck())
     assert same(everything(again), want)
+
+def recorded(compiled=False):
+    set_seed(3); net = classifier()
+    if compiled: net[1] = torch.compile(net[1], backend='eager')
+    rec = RecorderCB(lr=lambda cb: cb.pg['lr'], w=lambda cb: next(cb.learn.model.parameters())[0,0], odd=lambda cb: object())
+    return TrainLearner(net, dls('classifier'), F.cross_entropy, lr=1e-2, cbs=[DeviceCB('cpu'), ClipGradCB(.1), EMACB(.9), rec], opt_func=optim.Adam)
+
+def test_records_go_on(tmp_path):
+    "`recs` and `norms` hold all steps, also those before the kill"
+    whole = recorded(); whole.fit(EPOCHS)
+    with pytest.raises(Killed): recorded().fit(EPOCHS, cbs=[CheckpointCB(tmp_path/'c', every=2), KillCB(1, 3)])
+    again = recorded(); again.fit(EPOCHS, cbs=CheckpointCB(tmp_path/'c'))
+    (_,c,_,r),(_,C,_,R) = again.cbs, whole.cbs
+    assert len(c.norms) == EPOCHS*N_BATCHES and torch.equal(torch.stack(c.norms), torch.stack(C.norms))
+    assert r.recs['lr'] == R.recs['lr'] and torch.equal(torch.stack(r.recs['w']), torch.stack(R.recs['w']))
+
+@pytest.mark.parametrize('first', [True, False], ids=['then not', 'then compiled'])
+def test_a_part_that_is_compiled(first, tmp_path):
+    "Has other names for its weights: the checkpoint holds those of the model as it is without, and fits both"
+    whole = recorded(); whole.fit(EPOCHS)
+    with pytest.raises(Killed): recorded(first).fit(EPOCHS, cbs=[CheckpointCB(tmp_path/'c', every=2), KillCB(1, 3)])
+    again = recorded(not first); again.fit(EPOCHS, cbs=CheckpointCB(tmp_path/'c'))
+    assert all(torch.equal(a, b) for a,b in zip(again.model.parameters(), whole.model.parameters()))
+    assert all(torch.equal(a, b) for a,b in zip(again.cbs[2].ema.values(), whole.cbs[2].ema.values()))
