@@ -7,7 +7,7 @@ __all__ = ['to_unit', 'to_uint8', 'image_grid', 'animate', 'Page', 'wrap_text', 
            'few', 'check_out', 'write_images']
 
 # %% ../nbs/05a_images.ipynb #64807c9e
-import io, math, os, re, shutil
+import io, math, os, platform, re, shutil
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from .core import write_atomic
+from .core import _alive, _sync, write_atomic
 
 # %% ../nbs/05a_images.ipynb #30eaab4f
 def to_unit(
@@ -196,13 +196,29 @@ def few(
     return ', '.join(map(as_text, names[:most])) + rest
 
 # %% ../nbs/05a_images.ipynb #2ad8307c
-def _ours(p):
-    "Whether `write_images` made this file: its name, and the mark in it"
+def _marked(p):
+    "Whether miniai made this file: the mark in it"
     from PIL import Image, UnidentifiedImageError
-    if not re.fullmatch(r'\d{5,}\.png', p.name) or p.is_symlink() or not p.is_file(): return False
+    if p.is_symlink() or not p.is_file(): return False
     try:
         with Image.open(p) as im: return im.info.get('Software') == 'miniai'
     except (UnidentifiedImageError, SyntaxError): return False
+
+def _ours(p):
+    "Whether `write_images` made this file: its name, and the mark in it"
+    return bool(re.fullmatch(r'\d{5,}\.png', p.name)) and _marked(p)
+
+def _temporary(path):
+    "How a temporary name for `path` begins, on this machine; the number of the process follows"
+    return f'.{path.name}.{platform.node()}.'
+
+def _clean(path):
+    "Delete temporary folders for `path` of processes that, on this machine, are gone"
+    start = _temporary(path)
+    for p in [*path.glob('.*'), *path.parent.glob('.*')]:
+        pid = p.name.removeprefix(start)
+        dead = p.name.startswith(start) and pid.isdigit() and not _alive(int(pid))
+        if dead: shutil.rmtree(p, ignore_errors=True)
 
 def _may_write(path, nm):
     "Refuse a name that could not be written to"
@@ -224,6 +240,7 @@ def check_out(
     path = Path(os.path.abspath(out))
     nm = as_text(out)
     _may_write(path, nm)
+    _clean(path)
     held = sorted(path.iterdir()) if path.is_dir() else [path]*path.exists()
     if held and not force:
         raise FileExistsError(f'{nm} exists, and nothing is overwritten: choose another name, or '
@@ -249,14 +266,16 @@ def _write_folder(x, out):
     from PIL import Image, PngImagePlugin
     mark = PngImagePlugin.PngInfo()
     mark.add_text('Software', 'miniai')
-    tmp = (out if out.exists() else out.parent)/f'.{out.name}.{os.getpid()}'
+    tmp = (out if out.exists() else out.parent)/f'{_temporary(out)}{os.getpid()}'
     tmp.mkdir(parents=True)
     try:
         for i,im in enumerate(x):
             Image.fromarray(im.squeeze(-1) if im.shape[-1] == 1 else im).save(
                 tmp/f'{i:05}.png', pnginfo=mark)
+        for p in (*tmp.iterdir(), tmp): _sync(p)
         if out.exists(): _move_in(tmp, out)
         else: os.replace(tmp, out)
+        for p in (out, out.parent): _sync(p)
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
 def _move_in(tmp, out):

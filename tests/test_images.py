@@ -283,3 +283,21 @@ def test_lines_are_no_wider_than_asked():
     text,size = images.wrap_text('a few words of any length\nand a second line', 1, 10)
     assert size == 10 and all(images._wide(l, size) <= 1 for l in text.split('\n')) and text.replace('\n', ' ') == 'a few words of any length and a second line'
     assert images.wrap_text('incomprehensibilities', .8, 10)[1] < 10 and images._points(r'$\sigma_t=3$') == images._points('xt=3')
+
+@pytest.mark.parametrize('there', [True, False])
+def test_a_killed_writer_leaves_nothing_in_the_way(tmp_path, there):
+    "Its temporary folder goes at the next write; that of a process which still runs stays"
+    from common import run_python
+    out = tmp_path/'fold'
+    if there: images.write_images(batch(2), out)
+    p = run_python(f'''
+import os, torch
+from PIL import Image
+from miniai.images import write_images
+save = Image.Image.save
+def third(im, p, *a, **kw): save(im, p, *a, **kw); "00002" in str(p) and os.kill(os.getpid(), 9)
+Image.Image.save = third
+write_images(torch.zeros(5,1,8,8, dtype=torch.uint8), {str(out)!r}, True)'''); assert p.returncode == -9, p.stderr
+    assert len([q for q in tmp_path.rglob('.fold*')]) == 1
+    images.write_images(batch(4), out, there); assert len(list(out.iterdir())) == 4 and not [*tmp_path.rglob('.fold*')]
+    (out/f'{images._temporary(out)}{os.getppid()}').mkdir(); says('did not write', images.write_images, batch(1), out, True)
