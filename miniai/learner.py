@@ -9,7 +9,7 @@ __all__ = ['VERBS', 'Callback', 'run_cbs', 'CancelFitException', 'CancelEpochExc
            'LRFinderCB', 'lr_find', 'def_device', 'to_cpu', 'to_device']
 
 # %% ../nbs/09_learner.ipynb #a1e3d861
-import copy, math, sys, time, warnings
+import copy, math, re, sys, time, warnings
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
@@ -66,7 +66,8 @@ def _cleanup(learn, nm, outer):
     for cb in sorted(learn.cbs, key=attrgetter('order')):
         try: run_cbs([cb], nm, learn)
         except BaseException as e:
-            if first: warnings.warn(f'{type(cb).__name__}.{nm} failed too: {type(e).__name__}: {e}')
+            said = re.sub(r'://[^\s/]*@', '://…@', f'{type(e).__name__}: {e}')     # no password
+            if first: warnings.warn(f'{type(cb).__name__}.{nm} failed too: {said}')
             first = first or e
     if first is not failed: raise first
 
@@ -200,8 +201,7 @@ def _provider(learn, verb):
     if not who:
         raise ValueError(f'nobody provides `{verb}`: use TrainLearner, or add the callback TrainCB()')
     raise ValueError(f'{" and ".join(type(o).__name__ for o in who)} both provide `{verb}`; '
-                     'exactly one may: remove the other, or make one of them inherit from the '
-                     'other')
+                     'exactly one may: remove the other, or make one of them inherit from the other')
 
 # %% ../nbs/09_learner.ipynb #09a00005
 @patch
@@ -225,8 +225,10 @@ class FiniteLossCB(Callback):
     order = -50
     def __init__(self,
         every:int|None=None,  # batches between looks; None: 1 on the CPU, 20 elsewhere
-    ): self.every = every
-    def before_epoch(self, learn): self.losses, self.last = [], math.nan
+    ): self.every,self.trained,self.outer = every, False, None
+    def before_fit(self, learn): self.outer = sys.exc_info()[1]
+    def before_epoch(self, learn):
+        self.losses, self.last, self.trained = [], math.nan, self.trained or learn.training
     def after_loss(self, learn):
         loss = learn.loss
         if not learn.training or not isinstance(loss, torch.Tensor) or loss.numel() != 1: return
@@ -237,19 +239,19 @@ class FiniteLossCB(Callback):
         if not self.losses: return
         iters,losses = zip(*self.losses)
         for i,v in zip(iters, torch.stack(losses).tolist()):
-            if not math.isfinite(v):
-                self._stop(learn, f'the loss of batch {i} of epoch {learn.epoch} is not finite')
+            if not math.isfinite(v): self._stop(learn, f'the loss of batch {i} of epoch {learn.epoch} is not finite')
             self.last = v
         self.losses = []
     def _stop(self, learn, what):
         lr = learn.opt.param_groups[0]['lr'] if learn.opt else learn.lr
-        raise FloatingPointError(
-            f'{what} (learning rate {lr:.3g}; last finite loss {self.last:.4g}): '
+        raise FloatingPointError(f'{what} (learning rate {lr:.3g}; last finite loss {self.last:.4g}): '
             'lower the learning rate, warm it up, or clip the gradients')
-    def after_epoch(self, learn):
+    def after_epoch(self, learn, ended=False):
         self._look(learn)
-        if learn.training and not all(p.isfinite().all() for p in learn.model.parameters()):
+        if (learn.training or ended) and not all(p.isfinite().all() for p in learn.model.parameters()):
             self._stop(learn, f'weights are no longer finite after epoch {learn.epoch}')
+    def cleanup_fit(self, learn):      # of a fit, or an epoch, that was cancelled
+        if self.trained and sys.exc_info()[1] is self.outer: self.after_epoch(learn, ended=True)
 
 # %% ../nbs/09_learner.ipynb #112282f3
 _same_shape = ('mse_loss', 'l1_loss', 'smooth_l1_loss', 'huber_loss', 'binary_cross_entropy',
@@ -271,8 +273,7 @@ def compute_loss(
     nm = getattr(loss_func, '__name__', type(loss_func).__name__)
     if nm in _same_shape and preds.shape != targs[0].shape:
         raise ValueError(f'{nm} compares element by element, but the model gave '
-                         f'{tuple(preds.shape)} for targets {tuple(targs[0].shape)}; make the '
-                         'shapes equal')
+                         f'{tuple(preds.shape)} for targets {tuple(targs[0].shape)}; make the shapes equal')
     return loss_func(preds, *targs)
 
 # %% ../nbs/09_learner.ipynb #09a00006
@@ -526,11 +527,10 @@ class LRFinderCB(Callback):
         self.lrs.append(learn.opt.param_groups[0]['lr'])
         self.losses.append(loss)
     def after_step(self, learn): self.sched.step()
-    def cleanup_fit(self, learn): self._give_back(learn)
 
 # %% ../nbs/09_learner.ipynb #09a5u352
 @patch
-def _give_back(self:LRFinderCB, learn):
+def cleanup_fit(self:LRFinderCB, learn):
     if not hasattr(self, 'weights'): return
     learn.model.load_state_dict(self.weights)
     learn.opt.zero_grad()

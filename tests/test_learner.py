@@ -113,6 +113,12 @@ def test_ctrl_c_in_a_cleanup_skips_none_and_hides_no_error():
         line(BadEnd('fit', KeyboardInterrupt()), First(), t).fit(1)
     assert t.said[-1] == 'cleanup_fit'
 
+def test_a_cleanup_tells_no_password():
+    class First(Callback):
+        def after_batch(self, learn): raise KeyError('the first')
+    with pytest.warns(UserWarning, match='failed too: OSError: https://…@example.org/x is gone'), pytest.raises(KeyError):
+        line(BadEnd('fit', OSError('https://me:hunter2@example.org/x is gone')), First()).fit(1)
+
 def test_an_interrupted_fit_leaves_a_learner_that_works():
     class Interrupt(Callback):
         def after_backward(self, learn):
@@ -163,6 +169,23 @@ def test_weights_that_the_last_step_spoiled():
         def after_step(self, learn):
             if learn.iter == 7: learn.model.weight.data.fill_(math.inf)
     with pytest.raises(FloatingPointError, match='weights are no longer finite after epoch 0'): line(Spoil()).fit(1, valid=False)
+
+@pytest.mark.parametrize('what,at', [(CancelFitException, 'after_batch'), (CancelFitException, 'before_batch'), (CancelEpochException, 'after_batch')], ids=lambda o: getattr(o, '__name__', o))
+def test_weights_that_were_spoiled_before_a_cancel(what, at):
+    "A fit that is cancelled ends no epoch, and is looked at all the same; not so one that fails, or a search for the rate"
+    class Spoil(Callback):
+        def after_step(self, learn):
+            if learn.iter == 6: learn.model.weight.data.fill_(math.nan)
+    c = Callback(); setattr(c, at, lambda learn: stop(learn)); error = [what]
+    def stop(learn):
+        if learn.iter == (7 if at == 'before_batch' else 6): raise error[0]()
+    with pytest.raises(FloatingPointError, match='weights are no longer finite after epoch 0'): line(Spoil(), c).fit(1, valid=False)
+    error[0] = KeyError
+    with pytest.raises(KeyError): line(Spoil(), c).fit(1)
+    error[0] = what
+    try: raise ValueError('an older one')
+    except ValueError:
+        with pytest.raises(FloatingPointError, match='weights'): line(Spoil(), c).fit(1, valid=False)
 
 # --- metrics
 
