@@ -6,7 +6,7 @@
 __all__ = ['draw_strip', 'quickstart', 'train', 'sample_images', 'evaluate']
 
 # %% ../nbs/30_cli.ipynb #0ef19580
-import re, sys, time
+import sys, time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -29,16 +29,20 @@ from .editing import strength_sigma
 from .extractors import extractor_from
 from .fid import ImageEval
 from .files import brought, stack_files
+from .images import _marked
 from .inverse import Mask, mmps
 from .karras import edm
 from .learner import Callback, DeviceCB, ProgressCB
 from .likelihood import bits_per_dim
-from .recipes import (Card, alone, command, diffusion_learner, load_denoiser,
-                            reference_eval, save_denoiser, score, small_unet)
+from .recipes import (_at_least, _check_rates, _check_record, _labels, _net, _readable, _sides,
+                            Card, alone, command, diffusion_learner, load_denoiser, reference_eval,
+                            save_denoiser, score, small_unet)
 from .solvers import get_solver, sample
 from .watching import aside, write_png
 
 # %% ../nbs/30_cli.ipynb #a88c8c18
+_MARK = dict(Software='miniai')      # in pictures: these may be drawn again
+
 def draw_strip(
     den,       # a `Denoiser`
     path,      # of the PNG
@@ -53,7 +57,7 @@ def draw_strip(
     rows = [p[half][i] for i in range(n) for half in (0, 1) for p in pairs]
     titles = [f'σ={o.level.sigma:.2g}' for o in kept] + ['']*(len(rows)-len(kept))
     fig = show_images(rows, nrows=2*n, titles=titles, imsize=0.9, vrange=(-1,1), return_fig=True)
-    fig.savefig(path, dpi=100)
+    fig.savefig(path, dpi=100, metadata=_MARK)
     plt.close(fig)
 
 # %% ../nbs/30_cli.ipynb #3c58f1cf
@@ -76,7 +80,7 @@ def _draw(dens, n, path, seed):
         ax.imshow(image_grid(x, ncols=8, gap=2, scale=4))
         ax.set_title(nm, loc='left')
         ax.axis('off')
-    fig.savefig(path, dpi=100)
+    fig.savefig(path, dpi=100, metadata=_MARK)
     plt.close(fig)
 
 def _scored(nets, n, seed, record):
@@ -92,6 +96,17 @@ def _scored(nets, n, seed, record):
 _COLS = dict(model='model', train_s='training, CPU s', solver='solver', nfe='NFE', n='n', fid='FID',
              kid='KID × 1000', floor='floor', cpu_seconds='sampling, CPU s')
 
+# %% ../nbs/30_cli.ipynb #3c58f1d0
+def _begin(steps, n, out, force):
+    "Steps, images and folder of the quickstart, refused before the work; it overwrites only its own"
+    steps,n,out = steps or at_scale(2, 900, 12_000), n or at_scale(16, 512, 2048), Path(out)
+    _at_least(1, steps=steps)
+    _at_least(2, n=n)
+    for p in (out/'samples.png', out/'strip.png'): check_out(p, force or _marked(p))
+    _check_record(out/'quickstart.jsonl')
+    out.mkdir(parents=True, exist_ok=True)
+    return steps, n, out
+
 # %% ../nbs/30_cli.ipynb #8fa09a46
 @command
 def quickstart(
@@ -99,9 +114,10 @@ def quickstart(
     n:int=None,        # images to score of each network; None: 512 at cpu scale, 2,048 at gpu scale
     seed:int=42,       # of everything
     out:str='.',       # where samples.png, strip.png and quickstart.jsonl go
+    force:bool=False,  # write over a samples.png or strip.png that it did not draw
 ):
     "Draw with the reference network, train a small one for minutes, and score both in one table"
-    steps,n,out = steps or at_scale(2, 900, 12_000), n or at_scale(16, 512, 2048), Path(out)
+    steps,n,out = _begin(steps, n, out, force)
     set_seed(seed)
     ref = load_denoiser('fashion')
     _draw({'reference': ref}, 16, out/'samples.png', seed)
@@ -115,35 +131,15 @@ def quickstart(
     print(f"wrote {out/'samples.png'} again, with both. How it works: nbs/15_DDPM.ipynb and on")
 
 # %% ../nbs/30_cli.ipynb #45a8ac0d
-def _may_train(out, form, force):
-    "Refuse a form that is not there, and weights that are; meet the other processes, if any"
+def _may_train(out, form, force, lr, muon, every, preview):
+    "Refuse a form or a number that cannot be, and weights that are there; meet the other processes, if any"
+    _check_rates(lr, *([muon] if muon else []))
+    _at_least(0, every=every, preview=preview)
     join()
     if form not in FORMS: raise ValueError(f'no form {form!r}: there are {", ".join(FORMS)}')
     if weights_path(out).exists() and not force:
         raise FileExistsError(f'{weights_path(out)} exists, and nothing is overwritten: choose another name, '
                               'or say --force')
-
-def _sides(size):
-    "(height, width) of a size as it is typed: one number, or two with an x between; None for None"
-    found = re.fullmatch(r'(\d+)(?:[x×](\d+))?', '0' if size is None else str(size))
-    if found is None:
-        raise ValueError(f'--size {size}: a side in pixels was expected, or HEIGHTxWIDTH, e.g. 48x64')
-    return None if size is None else (int(found[1]), int(found[2] or found[1]))
-
-def _net(widths, patch):
-    "What is said of the U-Net, as `small_unet` has it"
-    if widths is not None and not re.fullmatch(r'\d+(,\d+)*', str(widths)):
-        raise ValueError(f'--widths {widths}: whole numbers were expected, from the largest size down, e.g. 64,128')
-    widths = widths and dict(widths=[int(o) for o in str(widths).split(',')])
-    return (widths or {}) | ({} if patch is None else dict(patch=patch))
-
-def _labels(dls, labels, drop):
-    "How often labels are left out, and how many there are; `(None, 0)` for training without"
-    if not labels and drop is not None: raise ValueError('--drop leaves labels out: say --labels too')
-    if not labels: return None, 0
-    if dls.train.y is None:
-        raise ValueError(f'{dls.name} has no labels: a folder for each class was expected, or a .npz with `labels`')
-    return 0.1 if drop is None else drop, len(dls.classes or range(int(dls.train.y.max())+1))
 
 # %% ../nbs/30_cli.ipynb #45a80001
 def _cbs(avg, flip, look):
@@ -168,16 +164,16 @@ def _look(out, every, *args): return [_PreviewCB(f'{out}-preview.png', every, *a
 # %% ../nbs/30_cli.ipynb #45a80002
 def _check(out, every, told, force):
     "The checkpoint of a run of which these settings are told; a former one is removed by force"
-    check = CheckpointCB(f'{out}-checkpoint', every, told)
+    check = CheckpointCB(f'{out}-checkpoint', every, _readable(told))
     if force: check.remove()
     return check
 
 def _card(learn, start, drop, **told):
     "What there is to say of a training that is over"
     model,dls,secs = learn.model, learn.dls, round(time.process_time()-start)
-    return Card(config=model.config, form=model.form.card(), size=list(dls.train.x.shape[1:]), data=dls.name,
-                n_train=len(dls.train.x), recipe='miniai_train', drop=drop, cpu_seconds=secs,
-                classes=None if drop is None else dls.classes, history=learn.metrics.history, **told)
+    return Card(config=model.config, form=model.form.card(), size=list(dls.train.x.shape[1:]),
+                data=_readable(dls.name), n_train=len(dls.train.x), recipe='miniai_train', drop=drop, cpu_seconds=secs,
+                classes=None if drop is None else _readable(dls.classes), history=learn.metrics.history, **told)
 
 def _keep(learn, avg, out, card, check):
     "Save weights and card, and remove the checkpoint: the first process does, for all"
@@ -216,7 +212,7 @@ def train(
 ):
     "Train a diffusion model, save weights and card; a killed run, called again, goes on"
     start,avg,net = time.process_time(), EMACB(ema) if ema else None, _net(widths, patch)
-    _may_train(out, form, force)
+    _may_train(out, form, force, lr, muon, every, preview)
     dls = image_dls(data, bs, n_train, n_valid, skip=skip, size=_sides(size))
     (drop,n_classes),chw = _labels(dls, labels, drop), list(dls.train.x.shape[1:])
     told = dict(bs=bs, ema=ema, seed=seed, drop=drop, flip=flip, optimizer=_optimizer(muon))
@@ -233,8 +229,7 @@ def train(
 def _guided(den, label, guidance):
     "The denoiser, guided towards the label if a scale is given"
     if guidance is None: return den
-    if label is None:
-        raise ValueError('guidance leads towards a class: say which with --label')
+    if label is None: raise ValueError('guidance leads towards a class: say which with --label')
     return guided(den, guidance)
 
 def _label(den, label, image):
@@ -294,6 +289,7 @@ def sample_images(
 ):
     "Sample images from a trained network, and write them"
     check_out(out, force)
+    _check_record(record)
     get_solver(solver)
     den,start,calls = _guided(load_denoiser(weights), label, guidance), time.time(), []
     den,begin,finish = _edited(den, From, mask, strength, n, (sigma_min, sigma_max))
@@ -302,11 +298,12 @@ def sample_images(
                sigma_max=sigma_max, bs=bs, **begin, progress=show,
                on_step=lambda i, now: calls.append(now.nfe))
     path,secs,nfe = write_images(to_uint8(finish(x)), out, force), time.time()-start, calls[-1]
-    print(f'{n} images, {nfe} calls of the network for each, {secs:.1f} s: {path}')
-    log_record(record, what='samples', weights=str(weights), solver=solver, steps=steps, nfe=nfe,
+    print(f'{n} images, {nfe} calls of the network for each, {secs:.1f} s: {_readable(str(path))}')
+    rec = dict(what='samples', weights=str(weights), solver=solver, steps=steps, nfe=nfe,
                n=n, seed=seed, label=label, guidance=guidance, sigmas=[sigma_max, sigma_min],
                size=list(x.shape[1:]), out=str(out), seconds=round(secs, 1),
                **{'from': From and str(From)}, strength=strength, mask=mask and str(mask))
+    log_record(record, **_readable(rec))
     return path
 
 # %% ../nbs/30_cli.ipynb #7b6db9cf
@@ -328,6 +325,7 @@ def _reference(x, against, real, extractor, weights, skip):
 
 def _bits(x, name, n):
     "Fields of a record: bits per dimension of the first n images, bytes, by a network; {} without"
+    _at_least(1, n_bits=n)
     if name is None: return {}
     bits = bits_per_dim(load_denoiser(name, dtype=None), x[:n])
     return dict(likelihood=name, bits=bits.mean().item(), bits_std=bits.std().item(), n_bits=len(bits))
@@ -350,11 +348,12 @@ def evaluate(
 ):
     "Score images: FID and its 95% interval, KID, Inception Score; appends a record and returns it"
     if n is not None and n < 2: raise ValueError(f'a score needs two images or more: got n={n}')
+    _check_record(record)
     x = read_images(images, skip)[:n]
     ie = _reference(x, against, real, extractor, weights, skip)
     bits = _bits(x, likelihood, n_bits)
-    what = dict(what='eval', images=str(images),
-                against=str(against or 'Fashion-MNIST, test')) | bits
+    what = _readable(dict(what='eval', images=str(images),
+                          against=str(against or 'Fashion-MNIST, test')) | bits)
     rec = log_record(record, **ie.report(to_unit(x), seed=seed, boot=at_scale(2, 50, 200), **what))
     cols = dict(n='n', fid='FID', fid_low='95% from', fid_high='to', floor='floor', kid='KID',
                 kid_std='± std', inception_score='Inception Score', extractor='features')

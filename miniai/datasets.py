@@ -211,6 +211,7 @@ class TensorLoader:
         pad=0,              # pixels of black to add on each side: 2 makes 28×28 into 32×32
         generator=None,     # CPU `torch.Generator` for the order; None: torch's own
     ):
+        if bs < 1: raise ValueError(f'batches of bs={bs} images: 1 or more was expected')
         x = _loadable(images)
         self.lazy,self.device,self.pad = isinstance(x, ImageFiles),device,(pad,)*4
         self.x = x if self.lazy else self._padded(x.to(device))

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['small_unet', 'suggest_sigmas', 'measured_form', 'OneCycleCB', 'orthogonal', 'MuonAdam', 'diffusion_learner', 'Card',
-           'save_denoiser', 'load_denoiser', 'reference_eval', 'ddpm_levels', 'score', 'BadInput', 'command', 'alone']
+           'save_denoiser', 'load_denoiser', 'reference_eval', 'ddpm_levels', 'score', 'BadInput', 'command', 'alone',
+           'edm_minus', 'table', 'flow_logit']
 
 # %% ../nbs/30a_recipes.ipynb #769ec82f
-import math, os, signal, sys, time
+import math, os, re, signal, sys, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial, wraps
@@ -21,18 +22,23 @@ from torch import optim
 from torch.optim import lr_scheduler
 
 from .accel import MixedPrecision
-from .core import def_device, device_name, half_dtype, locked, run_scale, save, versions
+from .bridge import edm_minus, table
+from .core import def_device, device_name, half_dtype, locked, run_scale, save, versions, weights_path
 from .datasets import fashion_dls, to_unit
 from .ddim import subsequence
 from .denoiser import Denoiser
 from .diffusion import Form, NoiseCB, as_form, ddpm, levels
 from .fid import Extractor, ImageEval
+from .flow import flow_logit
+from .images import as_text
 from .karras import edm
-from .learner import DeviceCB, Learner, MetricsCB, TrainCB
+from .learner import DeviceCB, Learner, MetricsCB, TrainCB, _loaders, as_tuple
 from .resnet import cut_classifier, fashion_classifier
 from .sgd import BatchSchedCB
 from .solvers import sample
 from .unet import UNet, load_unet
+
+_all_ = ['edm_minus', 'table', 'flow_logit']       # who loads a card knows every form
 
 # %% ../nbs/30a_recipes.ipynb #6fd26143
 def small_unet(
@@ -70,9 +76,16 @@ def measured_form(
     "The form; for the name 'edm', with the standard deviation of up to 5,000 training images"
     if form != 'edm': return as_form(form)
     x = getattr(dls.train, 'x', None)
-    x = next(iter(dls.train))[0] if x is None else x[torch.arange(min(len(x), 5000))]
+    x = as_tuple(next(iter(dls.train)))[0] if x is None else x[torch.arange(min(len(x), 5000))]
     x = to_unit(x) if x.dtype == torch.uint8 else x
     return edm(sigma_data=suggest_sigmas(x, 1)['sigma_data'])
+
+# %% ../nbs/30a_recipes.ipynb #30a50013
+def _check_rates(*lrs):
+    "Refuse a learning rate that is no finite number above 0"
+    for lr in lrs:
+        if not 0 < lr < math.inf:
+            raise ValueError(f'a learning rate of {lr}: a finite number above 0 was expected, e.g. 2e-3')
 
 # %% ../nbs/30a_recipes.ipynb #f86a71b3
 class OneCycleCB(BatchSchedCB):
@@ -82,6 +95,7 @@ class OneCycleCB(BatchSchedCB):
         **kwargs,   # for `torch.optim.lr_scheduler.OneCycleLR`
     ):
         super().__init__(None)
+        _check_rates(*(lr if isinstance(lr, (list, tuple)) else [lr]))
         self.lr,self.kwargs = lr,kwargs
     def before_fit(self, learn):
         steps = learn.n_epochs*len(learn.dls.train)
@@ -135,7 +149,7 @@ class MuonAdam(optim.Adam):
 
 # %% ../nbs/30a_recipes.ipynb #fdd11fff
 def diffusion_learner(
-    dls,          # `DataLoaders` of images in ±1, N×C×H×W, and labels if `drop` is given
+    dls,          # `DataLoaders` or a pair, images in ±1, N×C×H×W, and labels if `drop` is given
     form,         # `Form`, its name ('edm': with σ_data as measured), or the dict of a card
     model=None,   # images and times → images; None: `small_unet`
     lr=2e-3,      # the highest learning rate
@@ -147,16 +161,17 @@ def diffusion_learner(
     **net,        # for `small_unet`, in place of `model`: widths, patch, …
 ) -> Learner:
     "A `Learner` that trains a diffusion model of any form, with a one-cycle schedule"
-    form,n_inp = measured_form(form, dls), 2 if drop is None else 3
+    dls,n_inp = _loaders(dls), 2 if drop is None else 3
+    form = measured_form(form, dls)
     if model is not None and net:
         raise TypeError(f'{", ".join(net)}: for the network that is made here; leave `model` out')
     if model is None:
         labels = {} if drop is None else dict(n_classes=n_classes)
-        model = small_unet(next(iter(dls.train))[0].shape[1], form.t_scale, **labels, **net)
+        model = small_unet(as_tuple(next(iter(dls.train)))[0].shape[1], form.t_scale,
+                           **labels, **net)
     half = half_dtype() is not None if bf16 is None else bf16
-    verbs = MixedPrecision(n_inp) if half else TrainCB(n_inp)
-    cbs = [DeviceCB(), NoiseCB(form, drop), verbs, MetricsCB(),
-           OneCycleCB([muon, lr] if muon else lr), *(cbs or [])]
+    cbs = [DeviceCB(), NoiseCB(form, drop), MixedPrecision(n_inp) if half else TrainCB(n_inp),
+           MetricsCB(), OneCycleCB([muon, lr] if muon else lr), *(cbs or [])]
     adam = partial(optim.Adam, eps=1e-5, fused=True)
     opt = (lambda ps, lr: MuonAdam(model, lr, muon)) if muon else adam
     return Learner(model, dls, F.mse_loss, lr=lr, cbs=cbs, opt_func=opt)
@@ -276,7 +291,7 @@ def command(
         try:
             run_scale()                       # an unknown one is refused before any work
             with _stoppable(): return f(*args, **kwargs)
-        except (ValueError, OSError) as e: raise BadInput(str(e)) from e
+        except (ValueError, OSError, FloatingPointError) as e: raise BadInput(str(e)) from e
     return call_parse(_f)
 
 # %% ../nbs/30a_recipes.ipynb #30a60007
@@ -289,5 +304,52 @@ def alone(
         given = signature(f).bind(*args, **kwargs)
         given.apply_defaults()
         first = os.environ.get('RANK', '0') == '0'
-        with locked(given.arguments['out']) if first else nullcontext(): return f(*args, **kwargs)
+        out = weights_path(given.arguments['out']).with_suffix('')
+        with locked(out) if first else nullcontext(): return f(*args, **kwargs)
     return _f
+
+# %% ../nbs/30a_recipes.ipynb #30a60008
+def _at_least(low, **given):
+    "Refuse a number below `low`; None is left to its default"
+    for nm,n in given.items():
+        if n is not None and n < low:
+            raise ValueError(f"--{nm.replace('_', '-')} {n}: {low} or more was expected")
+
+def _sides(size):
+    "(height, width) of a size as it is typed: one number, or two with an x between; None for None"
+    found = re.fullmatch(r'(\d+)(?:[x×](\d+))?', '0' if size is None else str(size))
+    if found is None:
+        raise ValueError(f'--size {size}: a side in pixels was expected, or HEIGHTxWIDTH, e.g. 48x64')
+    return None if size is None else (int(found[1]), int(found[2] or found[1]))
+
+def _net(widths, patch):
+    "What is said of the U-Net, as `small_unet` has it"
+    if widths is not None and not re.fullmatch(r'[1-9]\d*(,[1-9]\d*)*', str(widths)):
+        raise ValueError(f'--widths {widths}: whole numbers above 0 were expected, from the largest size down, '
+                         'e.g. 64,128')
+    _at_least(1, patch=patch)
+    widths = widths and dict(widths=[int(o) for o in str(widths).split(',')])
+    return (widths or {}) | ({} if patch is None else dict(patch=patch))
+
+def _labels(dls, labels, drop):
+    "How often labels are left out, and how many there are; `(None, 0)` for training without"
+    if not labels and drop is not None: raise ValueError('--drop leaves labels out: say --labels too')
+    if not labels: return None, 0
+    if dls.train.y is None:
+        raise ValueError(f'{dls.name} has no labels: a folder for each class was expected, or a .npz with `labels`')
+    return 0.1 if drop is None else drop, len(dls.classes or range(int(dls.train.y.max())+1))
+
+# %% ../nbs/30a_recipes.ipynb #30a60009
+def _check_record(path):
+    "Refuse, before the work, a record that could not be written after it"
+    p = Path(os.path.abspath(path))
+    home = next(o for o in (p, *p.parents) if o.exists())
+    if home.is_dir() == (home == p) or not os.access(home, os.W_OK):
+        raise ValueError(f'the record {as_text(path)} cannot be written: a file was expected, in a folder '
+                         'that is yours to write to')
+
+def _readable(o):
+    "What a record says, with names that are not UTF-8 as printable text"
+    if isinstance(o, dict): return {k: _readable(v) for k,v in o.items()}
+    if isinstance(o, (list, tuple)): return [_readable(v) for v in o]
+    return as_text(o) if isinstance(o, str) else o

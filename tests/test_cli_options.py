@@ -61,7 +61,10 @@ def test_another_setting_does_not_go_on(killed, kw, words):
     with pytest.raises(ValueError, match=words) as e: train(**dict(data='mine', out='w', every=1, flip=True, labels=True) | SMALL | kw)
     assert 'was made with other settings' in str(e.value) and '\n' not in str(e.value)
 
-@pytest.mark.parametrize('kw,words', [(dict(size='12by20'), 'HEIGHTxWIDTH'), (dict(widths='16;32'), 'e.g. 64,128'), (dict(drop=.1), 'say --labels'), (dict(data='mine/dark', labels=True), 'has no labels'), (dict(size='8x10'), 'multiples of 4')], ids=str)
+@pytest.mark.parametrize('kw,words', [(dict(size='12by20'), 'HEIGHTxWIDTH'), (dict(widths='16;32'), 'e.g. 64,128'), (dict(drop=.1), 'say --labels'), (dict(data='mine/dark', labels=True), 'has no labels'), (dict(size='8x10'), 'multiples of 4'),
+                                      (dict(bs=0), 'bs=0 images: 1 or more'), (dict(patch=0), '--patch 0: 1 or more'), (dict(patch=-2), '--patch -2'), (dict(widths='0'), 'above 0 were expected'), (dict(widths='16,0'), 'above 0 were expected'),
+                                      (dict(every=-1), '--every -1: 0 or more'), (dict(preview=-1), '--preview -1'), (dict(lr=float('inf')), 'rate of inf: a finite number above 0'), (dict(lr=0.), 'rate of 0'), (dict(muon=float('inf')), 'rate of inf'), (dict(muon=-1.), 'rate of -1'),
+                                      (dict(lr=1e9), 'lower the learning rate')], ids=str)
 def test_what_cannot_be_is_one_sentence(kw, words):
     with pytest.raises(ValueError, match=words) as e: train(**dict(data='mine', out='never') | SMALL | kw)
     assert '\n' not in str(e.value) and not Path('never.safetensors').exists()
@@ -103,7 +106,7 @@ def sample_images_of(n):
     return torch.as_tensor(fashion_arrays('embedded', say=lambda s: None)['test'][0][:n])
 
 @pytest.mark.parametrize('kw,words', [(dict(weights='w'), 'say which with --extractor'), (dict(real='mine'), 'say which with --against'), (dict(extractor='nowhere:f'), 'no module'), (dict(extractor='torchvision:resnet18'), 'path of its weights'),
-                                      (dict(likelihood='fashion_edm', against='mine'), 'trained on images 1×28×28')], ids=str)
+                                      (dict(likelihood='fashion_edm', against='mine'), 'trained on images 1×28×28'), (dict(likelihood='fashion_edm', n_bits=-3), '--n-bits -3: 1 or more'), (dict(n_bits=0), '--n-bits 0')], ids=str)
 def test_scores_that_are_refused(kw, words):
     from miniai.cli import evaluate
     with pytest.raises(ValueError, match=words): evaluate('mine', record='never.jsonl', **kw)

@@ -126,6 +126,25 @@ def test_the_way_as_a_strip():
     from PIL import Image
     assert Image.open('strip.png').size[0] > 100
 
+def test_weights_that_are_not_numbers_are_a_sentence(folder):
+    sd,c = load(train(folder, out='w', epochs=1, bs=27)); save({k: v*float('nan') for k,v in sd.items()}, 'nan', **c)
+    says('returned NaN or infinity in call 1', sample_images, 'nan', n=2, steps=1, out='never.png'); assert not os.path.exists('never.png')
+
+@pytest.mark.parametrize('record', ['mine', 'file/r.jsonl', 'file/deep/r.jsonl'])
+def test_a_record_that_cannot_be_written_is_refused_before_the_work(record, folder):
+    open('file', 'w').close()
+    says(f'the record {record} cannot be written', sample_images, weights='no such', out='never.png', record=record)
+    says(f'the record {record} cannot be written', evaluate, 'nowhere', record=record)
+
+def test_names_that_are_not_utf8_are_written_readably(tmp_path, capsys):
+    "In records, and in the card of a network that was trained on such a folder"
+    odd = os.fsdecode(b'od\xffd')
+    write_images(uint8(12), f'{odd}/{odd}1'); write_images(uint8(12, seed=1), f'{odd}/{odd}2')
+    w = train(odd, out='w', epochs=1, bs=8, labels=True, every=1); card = json.loads(w.with_suffix('.json').read_text(encoding='utf-8'))
+    assert card['data'] == 'od\\udcffd' and card['classes'] == ['od\\udcffd1', 'od\\udcffd2']
+    p = sample_images(str(w), n=4, steps=1, out=odd + '.npz', record='r.jsonl'); assert read_records('r.jsonl')[0]['out'] == 'od\\udcffd.npz' and 'od\\udcffd.npz' in capsys.readouterr().out
+    sample_images(n=4, steps=1, out=odd + '2.npz', record='r.jsonl'); rec = evaluate(odd + '2.npz', against=odd + '2.npz', record='r.jsonl'); assert rec['images'] == rec['against'] == read_records('r.jsonl')[2]['images'] == 'od\\udcffd2.npz'
+
 # --- scoring
 
 def test_scores_and_their_record():
@@ -156,6 +175,18 @@ def test_quickstart(capsys):
     for f in ('samples.png', 'strip.png'): assert Image.open(f).size[0] > 100
     a,b = read_records('quickstart.jsonl'); assert a['model'] == 'reference' and b['model'] == 'trained just now' and a['n'] == b['n'] == 10 and a['fid'] < b['fid']
     assert 'FID' in out and 'reference' in out
+    cli._begin(2, 10, '.', False)                          # its own pictures may be drawn again
+
+@pytest.mark.parametrize('kw,words', [(dict(n=-3), '--n -3: 2 or more'), (dict(n=1), '--n 1: 2 or more'), (dict(steps=-1), '--steps -1: 1 or more'), (dict(out='file'), 'cannot be written'), (dict(), 'samples.png exists, and nothing is overwritten')], ids=str)
+def test_a_quickstart_that_is_refused(kw, words, monkeypatch):
+    "Before the work; and pictures that it did not draw stay"
+    monkeypatch.setattr(cli, 'load_denoiser', None)
+    write_images(uint8(4), 'samples.png'); open('file', 'w').close(); before = open('samples.png', 'rb').read()
+    says(words, quickstart, **kw); assert open('samples.png', 'rb').read() == before and not os.path.exists('quickstart.jsonl')
+
+def test_a_quickstart_makes_its_folder_and_is_forced():
+    write_images(uint8(4), 'new/samples.png'); assert cli._begin(2, 10, 'new', True) == (2, 10, cli.Path('new'))
+    cli._begin(2, 10, 'a/b', False); assert os.path.isdir('a/b')
 
 @pytest.mark.parametrize('f', [train, sample_images, evaluate, quickstart], ids=lambda f: f.__name__)
 def test_help_names_every_option(f):

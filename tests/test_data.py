@@ -64,6 +64,10 @@ def test_a_path_that_is_not_there(offline, monkeypatch):
     monkeypatch.setenv('MINIAI_DATA', str(offline/'nowhere'))
     with pytest.raises(FileNotFoundError, match=r'nowhere does not exist: give MINIAI_DATA an existing folder or file of images, or unset it'): D.fashion_mnist()
 
+@pytest.mark.parametrize('bs', [0, -2])
+def test_batches_of_no_images_are_refused(bs):
+    with pytest.raises(ValueError, match=f'batches of bs={bs} images: 1 or more was expected'): D.TensorLoader(np.zeros((4,1,8,8), np.uint8), bs=bs)
+
 # --- damage
 
 @pytest.mark.parametrize('name', ['train-images-idx3-ubyte', 't10k-labels-idx1-ubyte'])

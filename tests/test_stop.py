@@ -80,6 +80,13 @@ def test_of_several_processes_the_first_holds_the_lock(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match='is writing'): f(tmp_path/'m')
         monkeypatch.setenv('RANK', '1'); assert f(out=tmp_path/'m') == 'ran'
 
+@pytest.mark.parametrize('name', ['m', 'm.safetensors', 'm.json'])
+def test_weights_have_one_lock_whatever_they_are_called(name, tmp_path, monkeypatch):
+    from miniai import cli
+    monkeypatch.chdir(tmp_path)
+    with locked('m'), pytest.raises(BadInput, match='is writing'): cli.train(data='no such', out=name)
+    with pytest.raises(BadInput, match='does not exist'): cli.train(data='no such', out=name)
+
 def test_a_scale_that_is_none(tmp_path):
     "As a command; and in each of them before anything else is looked at"
     p = subprocess.run([Path(sys.executable).parent/'miniai_sample', '--weights', 'no such'], cwd=tmp_path, env=os.environ | dict(MINIAI_SCALE='bad'), capture_output=True, text=True, timeout=200)
