@@ -37,6 +37,10 @@ def unmix(
 def _y(y): return () if y is None else (y,)          # who knows no labels may take fewer arguments
 def _float(o): return o.item() if isinstance(o, torch.Tensor) and o.ndim == 0 else o
 
+def _card(net, card):
+    "The card, or of one that says nothing of labels what `NoiseCB` left on the network"
+    return (dict(drop=net.label_drop) if hasattr(net, 'label_drop') else {}) | (card or {})
+
 # %% ../nbs/15b_denoiser.ipynb #cc04109c
 class Denoiser:
     "A network as `den(x, level, y=None) → (x̂0, ε̂)`: whatever path x is on, only its σ/α matters"
@@ -50,7 +54,7 @@ class Denoiser:
         if form is None:
             raise ValueError(f'what was {type(net).__name__} trained to predict? '
                              'Say so: Denoiser(net, "ddpm")')
-        self.net,self.form,self.dtype,self.card = net, as_form(form), dtype, card or {}
+        self.net,self.form,self.dtype,self.card = net, as_form(form), dtype, _card(net, card)
         self.size,self.n_classes = self.card.get('size'), getattr(net, 'n_classes', None)
     def __call__(self, x, level, y=None):
         α,σ = beside(level.alpha, x), beside(level.sigma, x)

@@ -15,16 +15,22 @@ from functools import cached_property
 
 import torch
 
-from .learner import Callback, DeviceCB, TrainCB
+from .learner import Callback, DeviceCB, TrainCB, as_tuple
 
 # %% ../nbs/15_DDPM.ipynb #4be77dbc
 PREDICTIONS = {}
 FORMS = {}
+_OURS = dict(cosine='schedules', edm='karras', flow='solvers', flow_logit='flow', table='bridge', edm_minus='bridge')
+_OUR_PREDICTIONS = dict(x0='schedules', v='schedules', flow='solvers')    # each is registered where it is defined
+
+def _none(kind, name, known, ours, advice):
+    "The sentence for a form or prediction that is not registered"
+    if name in list(ours): return f'no {kind} {name!r} yet: it is defined in miniai.{ours[name]}, so import that first'
+    return f'no {kind} {name!r}: there are {", ".join(known)}; {advice}'
 
 def _check_prediction(form, name):
     if name in PREDICTIONS or hasattr(form, f'{name}_pred'): return
-    raise ValueError(f'no prediction {name!r}: there are {", ".join(PREDICTIONS)}; '
-                     'add your own with `@prediction`')
+    raise ValueError(_none('prediction', name, PREDICTIONS, _OUR_PREDICTIONS, 'add your own with `@prediction`'))
 
 def _double(x): return x.float() if x.device.type == 'mps' else x.double()   # no float64 there
 
@@ -84,8 +90,7 @@ def as_form(
     kw = dict(name=form) if isinstance(form, str) else dict(form or {})
     if 'name' not in kw: raise ValueError(f'a form has a name, as in {{"name": "edm"}}; got {form!r}')
     if (name := kw.pop('name')) not in list(FORMS):
-        raise ValueError(f'no form {name!r}: there are {", ".join(FORMS)}; '
-                         'one of your own is known once its module is imported')
+        raise ValueError(_none('form', name, FORMS, _OURS, 'one of your own is known once its module is imported'))
     try: return FORMS[name](**kw)
     except TypeError as e: raise ValueError(f'the form {name!r} does not take {kw}: {e}') from None
 
@@ -161,7 +166,8 @@ def check_images(
         raise ValueError(f'images must be N×C×H×W, got {tuple(x.shape)}: use x.permute(0,3,1,2)')
     if vrange is None: return
     lo,hi = x.min().item(), x.max().item(); want_lo,want_hi = vrange
-    if lo < want_lo-0.01 or hi > want_hi+0.01 or lo > want_lo+0.45*(want_hi-want_lo):
+    bright = lo >= (want_lo+want_hi)/2 and len(x) > 1 and x.numel() >= 1000      # no black in so many: 0…1, surely
+    if lo < want_lo-0.01 or hi > want_hi+0.01 or bright:
         raise ValueError(f'pixels lie in {lo:.3g}…{hi:.3g}, but {want_lo}…{want_hi} is expected: rescale the images '
                          '(0…1: x*2-1; 0…255: to_unit(x)), or say `vrange=None` if that is meant')
 
@@ -189,9 +195,10 @@ class NoiseCB(Callback):
     def settings(self): return {'form': self.form.card(), 'drop': self.drop}     # for resuming
     def before_fit(self, learn):
         self.looked = False
-        learn.model.form = self.form                         # `Denoiser` will want to know it
+        learn.model.form,learn.model.label_drop = self.form,self.drop    # for `Denoiser`
     def before_epoch(self, learn): self.gen = None    # validation: the same noise each epoch
     def before_batch(self, learn):
+        learn.batch = as_tuple(learn.batch)
         x0 = learn.batch[0]
         if not self.looked: check_images(x0, self.vrange)
         self.looked = True
@@ -271,12 +278,14 @@ class Run:
         if x0.shape != x.shape:
             raise ValueError('the denoiser must return the shape it was given: '
                              f'{tuple(x.shape)}, not {tuple(x0.shape)}')
-        if not math.isfinite(x0.detach().sum()):
-            where = f'call {self.nfe}, at σ/α={ratio(level):.4g}'
-            raise FloatingPointError(f'the denoiser returned NaN or infinity in {where}: look for it in the '
-                                     'weights, and run the network in float32 if it ran in less')
+        self._check('denoiser', level, 'the weights, and run the network in float32 if it ran in less', x0, ε)
         self.past = [*self.past[-3:], Eval(level, x, x0, ε)]
         return x0, ε
+    def _check(self, who, level, place, *images):
+        "The last images; raises `FloatingPointError` unless all are finite"
+        if math.isfinite(sum(o.detach().sum() for o in images)): return images[-1]
+        raise FloatingPointError(f'the {who} returned NaN or infinity in call {self.nfe}, at '
+                                 f'σ/α={ratio(level):.4g}: look for it in {place}')
 
 # %% ../nbs/15_DDPM.ipynb #63678c81
 @torch.no_grad()
@@ -290,9 +299,11 @@ def sample_loop(
     **kw,        # for the step
 ):
     "Yield `Now` after each of n steps, from noise to image: the one loop of all samplers"
+    if not callable(step):
+        raise TypeError(f'a step is a function, got {step!r}: `miniai.solvers.sample` takes names')
     run = Run(den, levels, randn or (lambda: torch.randn_like(x)), y)
     for l,m in zip(levels, levels[1:]):
-        x = step(run, x, l, m, **kw)
+        x = run._check('step', l, 'its arithmetic', step(run, x, l, m, **kw))
         run.left -= 1
         yield Now(m, x, run.past[-1].x0, run.nfe)
 

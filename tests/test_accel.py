@@ -177,6 +177,14 @@ def test_through_accelerate_the_same_losses():
     a,b = trained(TrainCB()), accelerated()
     assert torch.equal(a[0], b[0]) and a[1] == b[1]
 
+def test_accelerate_is_not_asked_to_accumulate(monkeypatch):
+    "It would divide the loss, and leave the steps to a loop that is not its own"
+    with pytest.raises(ValueError, match=r'gradient_accumulation_steps=4, use AccumulateCB\(4\)'): accelerated(gradient_accumulation_steps=4)
+    a = accelerated()
+    assert torch.equal(a[0], trained(TrainCB())[0])
+    monkeypatch.setenv('ACCELERATE_GRADIENT_ACCUMULATION_STEPS', '3')
+    with pytest.raises(ValueError, match=r'use AccumulateCB\(3\)'): accelerated()
+
 def test_accelerate_gives_the_model_back():
     net = nn.Linear(3,1); l = learner(AccelerateCB(cpu=True), model=net); l.fit(1)
     assert l.model is net

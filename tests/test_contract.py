@@ -7,12 +7,14 @@ from torch import nn
 from common import run_python
 from miniai import karras
 from miniai.accel import AccelerateCB, MixedPrecision
-from miniai.bridge import from_diffusers, table, to_diffusers
+from miniai.bridge import edm_minus, from_diffusers, table, to_diffusers
 from miniai.core import load, save
 from miniai.datasets import DataLoaders
 from miniai.ddim import sample_ddim, step_ddim
 from miniai.denoiser import Denoiser, WrappedDenoiser, as_denoiser, clip_x0, image_noise, sample_ddpm
-from miniai.diffusion import FORMS, DDPMCB, Form, NoiseCB, as_form, check_images, ddpm, levels, noisify, sample_loop, step_ddpm
+from miniai.diffusion import FORMS, DDPMCB, Form, NoiseCB, as_form, check_images, ddpm, levels, noisify, ratio, sample_loop, step_ddpm
+from miniai.flow import flow_logit
+from miniai.guidance import guided
 from miniai.karras import edm, ve
 from miniai.learner import Callback, Learner, MetricsCB, TrainCB
 from miniai.recipes import Card, diffusion_learner, load_denoiser, save_denoiser, small_unet
@@ -98,6 +100,35 @@ assert a.shape == (3,1,8,8) and a.isfinite().all() and torch.allclose(a, b, atol
     refused,form = p.stdout.splitlines()
     assert "no form 'quartic': there are ddpm, " in refused and 'known once its module is imported' in refused and form == "quartic(predicts='half', speed=2.0)"
 
+OURS = dict(flow_logit=flow_logit(mean=.2), table=table(values=(.9, .5, .1)), edm_minus=edm_minus(.7), cosine_v=cosine(predicts='v'), edm=edm(.7), flow=flow(1000.), ddpm=ddpm(50))
+
+def test_cards_of_every_form_of_ours_in_another_process(tmp_path):
+    "Who loads a card need not know which module its form is in"
+    kinds = {f.__name__ for f in FORMS.values() if f.__module__.startswith('miniai.')}
+    assert {type(f).__name__ for f in OURS.values()} == kinds
+    for nm,form in OURS.items(): net = small_unet(); save(net, tmp_path/nm, config=net.config, form=form.card(), size=[1,8,8])
+    p = run_python(f"""
+from miniai.recipes import load_denoiser
+for nm in {list(OURS)}: print(load_denoiser({str(tmp_path)!r}+'/'+nm, 'cpu').form)
+""")
+    assert p.returncode == 0 and p.stdout.splitlines() == [str(f) for f in OURS.values()], p.stderr[-2000:]
+
+def test_a_form_that_is_not_there_yet_says_where_it_is():
+    p = run_python("""
+from miniai.diffusion import *
+import importlib, re
+def says(f):
+    try: f()
+    except ValueError as e: return str(e)
+names = ['cosine', 'edm', 'flow', 'flow_logit', 'table', 'edm_minus']
+said = [says(lambda: NoiseCB(nm)) for nm in names] + [says(lambda: ddpm(predicts=nm)) for nm in ('x0', 'v', 'flow')]
+print(said[1]); print(said[-2])
+for o in said: importlib.import_module(re.search('miniai[.][a-z]+', o)[0])
+assert set(names) <= set(FORMS); [ddpm(predicts=nm) for nm in ('x0', 'v', 'flow')]; NoiseCB('edm')
+""")
+    assert p.returncode == 0, p.stderr[-2000:]
+    assert p.stdout.splitlines() == ["no form 'edm' yet: it is defined in miniai.karras, so import that first", "no prediction 'v' yet: it is defined in miniai.schedules, so import that first"]
+
 def test_a_form_without_a_path():
     @dataclass(frozen=True)
     class nowhere(Form): pass
@@ -155,9 +186,9 @@ def test_the_recipe_trains_every_form():
 
 # --- images that are none
 
-GOOD = torch.randn(4,1,8,8, generator=gen()).clamp(-1, 1)
+GOOD = torch.randn(4,1,16,16, generator=gen()).clamp(-1, 1)
 @pytest.mark.parametrize('x,says', [((GOOD+1)/2, r'pixels lie in 0…1, but -1…1 is expected'), ((GOOD+1)*127.5, r'pixels lie in 0…255'), (GOOD.permute(0,2,3,1), r'use x.permute\(0,3,1,2\)'),
-                                    (GOOD[:,0], r'float images N×C×H×W, got \(4, 8, 8\)'), (GOOD.byte(), 'torch.uint8'), ([1], 'got list')], ids=['unit', 'bytes', 'hwc', 'nhw', 'uint8', 'list'])
+                                    (GOOD[:,0], r'float images N×C×H×W, got \(4, 16, 16\)'), (GOOD.byte(), 'torch.uint8'), ([1], 'got list')], ids=['unit', 'bytes', 'hwc', 'nhw', 'uint8', 'list'])
 def test_images_out_of_shape_or_range(x, says):
     with pytest.raises(ValueError, match=says): check_images(x)
 
@@ -165,6 +196,11 @@ def test_a_fit_looks_at_its_images():
     b = [((GOOD+1)/2,)]
     with pytest.raises(ValueError, match='pixels lie in'): Learner(Net(), DataLoaders(b, b), nn.functional.mse_loss, cbs=[NoiseCB(cosine()), TrainCB(n_inp=2)]).fit(1)
     check_images(GOOD); check_images((GOOD+1)/2, vrange=(0,1)); check_images((GOOD+1)/2, vrange=None)
+
+@pytest.mark.parametrize('shape', [(1,3,32,32), (4,1,8,8)], ids=['one image', 'few pixels'])
+def test_bright_images_are_no_fault(shape):
+    "Their first batch does not say in which range the others are"
+    check_images(torch.rand(shape, generator=gen())*.49 + .4)
 
 # --- labels
 
@@ -175,7 +211,7 @@ class Labelled(nn.Module):
         y = torch.full((len(x),), -1) if y is None else y; self.seen.append(y)
         return .1*x + self.emb(y % 4)[:,:,None,None]
 
-def labelled_dls(): b = [(GOOD, torch.tensor([0,1,2,0]))]*50; return DataLoaders(b, b[:2])
+def labelled_dls(): b = [(GOOD[...,:8,:8], torch.tensor([0,1,2,0]))]*50; return DataLoaders(b, b[:2])
 
 @pytest.mark.parametrize('drop', [0., .3])
 @pytest.mark.parametrize('verbs', [TrainCB, MixedPrecision])
@@ -199,6 +235,26 @@ def test_no_labels_for_a_network_that_needs_them():
     den = Denoiser(Labelled(), cosine(), card=dict(drop=0))
     with pytest.raises(ValueError, match='trained with labels: give `y`'): sample(den, 2, size=(1,8,8), device='cpu')
     assert sample(den, 2, y=1, steps=2, size=(1,8,8), device='cpu').isfinite().all()
+
+def test_what_training_left_of_the_labels():
+    "A network from the recipe, without a card: trained with labels alone, with some left out, and again without any"
+    x = torch.rand(8,1,8,8)*2-1; b = [(x, torch.arange(8)%3)]; kw = dict(size=(1,8,8), steps=2, device='cpu')
+    learn = diffusion_learner((b, b), edm(.6), drop=0., n_classes=3, bf16=False); learn.fit(1)
+    with pytest.raises(ValueError, match='trained with labels: give `y`'): sample(learn.model, 2, **kw)
+    with pytest.raises(ValueError, match=r'never saw an image without one \(drop=0\)'): guided(Denoiser(learn.model), 2.)
+    assert sample(learn.model, 2, y=1, **kw).isfinite().all() and sample(Denoiser(learn.model, card=dict(drop=.1)), 2, **kw).isfinite().all()
+    diffusion_learner((b, b), edm(.6), learn.model, drop=.1, bf16=False).fit(1)
+    assert sample(learn.model, 2, **kw).isfinite().all()
+
+def test_batches_that_are_dicts_and_a_pair_of_loaders():
+    "The same losses as from tuples in `DataLoaders`"
+    x = torch.rand(16,1,8,8)*2-1; y = torch.arange(16)%3; tuples,dicts = [(x, y)]*2, [dict(image=x, label=y)]*2
+    def losses(dls, **kw):
+        torch.manual_seed(0); learn = diffusion_learner(dls, 'edm', bf16=False, **kw); learn.fit(1)
+        return [h['loss'] for h in learn.metrics.history]
+    a = losses(DataLoaders(tuples, tuples), drop=.5, n_classes=3)
+    assert a == losses((tuples, tuples), drop=.5, n_classes=3) == losses((dicts, dicts), drop=.5, n_classes=3) and len(a) == 2
+    assert losses((dicts, dicts)) == losses(DataLoaders([(x,)]*2, [(x,)]*2))
 
 @pytest.mark.parametrize('y', [[0,1], [0,1,2,0]])
 def test_one_label_for_each_image(y):
@@ -334,6 +390,21 @@ def test_nan_is_the_same_error_everywhere(name, bad):
 def test_nan_in_one_pixel_of_one_image():
     def den(x, l, y=None): x0,ε = Gaussian()(x, l); x0[1,0,2,2] = math.nan; return x0, ε
     with pytest.raises(FloatingPointError, match='in call 1'): sample(den, 3, size=(1,4,4), device='cpu')
+
+def test_nan_in_the_noise_of_the_last_call():
+    "x̂0 is all that a last step uses of it, so the images would be whole"
+    def den(x, l, y=None): x0,ε = Gaussian()(x, l); return x0, ε*(math.nan if ratio(l) < .02 else 1)
+    with pytest.raises(FloatingPointError, match=r'^the denoiser returned NaN or infinity in call 5, at σ/α=0\.01: look'): sample(den, 3, 'ddim', 5, size=(1,4,4), device='cpu')
+
+@pytest.mark.parametrize('at', [1, 3, 5])
+def test_nan_that_a_step_makes(at):
+    def step(run, x, l, m): y = step_ddim(run, x, l, m); return y/0 if run.nfe == at else y
+    with pytest.raises(FloatingPointError, match=rf'^the step returned NaN or infinity in call {at}, at σ/α=[\d.e+]+: look for it in its arithmetic$'): sample(Gaussian(), 3, step, 5, size=(1,4,4), device='cpu')
+
+def test_a_step_is_not_a_name():
+    ls = levels(flow(), [.9, .5])
+    for f in (lambda: list(sample_loop(Gaussian(), torch.randn(2,1,4,4), ls, 'ddim')), lambda: karras.sample('dpmpp_2m', Gaussian(), (2,1,4,4), device='cpu')):
+        with pytest.raises(TypeError, match=r"^a step is a function, got '\w+': `miniai.solvers.sample` takes names$"): f()
 
 # --- grids
 
