@@ -261,18 +261,22 @@ def _save_sheet(path, x):
     scale = max(1, round(84/x.shape[-1]))
     Image.fromarray(image_grid(x, gap=2, scale=scale)).save(path, 'PNG')
 
-def _write_folder(x, out):
-    "N PNGs, 00000.png …, made beside and moved into place when all are whole"
+def _save_pngs(hwc, folder):
+    "N PNGs, 00000.png …, marked as ours, and on the disk"
     from PIL import Image, PngImagePlugin
     mark = PngImagePlugin.PngInfo()
     mark.add_text('Software', 'miniai')
+    for i,im in enumerate(hwc):
+        Image.fromarray(im.squeeze(-1) if im.shape[-1] == 1 else im).save(
+            folder/f'{i:05}.png', pnginfo=mark)
+    for p in (*folder.iterdir(), folder): _sync(p)
+
+def _write_folder(hwc, out):
+    "PNGs, made beside and moved into place when all are whole"
     tmp = (out if out.exists() else out.parent)/f'{_temporary(out)}{os.getpid()}'
     tmp.mkdir(parents=True)
     try:
-        for i,im in enumerate(x):
-            Image.fromarray(im.squeeze(-1) if im.shape[-1] == 1 else im).save(
-                tmp/f'{i:05}.png', pnginfo=mark)
-        for p in (*tmp.iterdir(), tmp): _sync(p)
+        _save_pngs(hwc, tmp)
         if out.exists(): _move_in(tmp, out)
         else: os.replace(tmp, out)
         for p in (out, out.parent): _sync(p)
