@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .core import write_atomic
 from .diffusion import Level, ratio
 from .recipes import command, load_denoiser
 
@@ -88,10 +89,19 @@ def to_onnx(
     if half: _halve(model)
     card = json.dumps(den.card | dict(n_classes=den.n_classes or 0))
     onnx.helper.set_model_props(model, dict(card=card))
-    onnx.save(model, path)
-    return Path(path)
+    return write_atomic(path, lambda p: p.write_bytes(model.SerializeToString()))
 
 # %% ../nbs/30b_export.ipynb #4d882e7d
+def _session(path, opts):
+    "The model in a file, ready to run; or one sentence"
+    import onnxruntime as ort
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'{path} is not there, or no plain file: miniai_export writes one')
+    try: return ort.InferenceSession(str(path), opts, providers=['CPUExecutionProvider'])
+    except Exception:                         # a class for each fault, none of them Python's own
+        raise ValueError(f'{path} is damaged, or not an ONNX model that onnxruntime can run: '
+                         'write it again with miniai_export') from None
+
 class OnnxDenoiser:
     "What `to_onnx` wrote, run by onnxruntime, as a denoiser with `card`, `size` and `n_classes`"
     def __init__(self,
@@ -104,7 +114,7 @@ class OnnxDenoiser:
                              "pip install onnxruntime") from None
         opts = ort.SessionOptions()
         opts.intra_op_num_threads = threads
-        self.session = ort.InferenceSession(str(path), opts, providers=['CPUExecutionProvider'])
+        self.session = _session(path, opts)
         self.card = json.loads(self.session.get_modelmeta().custom_metadata_map.get('card', '{}'))
         self.size,self.n_classes = self.card.get('size'), self.card.get('n_classes', 0)
     def __call__(self, x, level, y=None):

@@ -120,13 +120,22 @@ class ToImageNet(nn.Module):
         return ((x+1)/2 - self.mean)/self.std
 
 # %% ../nbs/18d_extractors.ipynb #d6a5ccc8
+def _plain(path, advice):
+    "The path of a plain file: of a pipe or a device one would read for ever"
+    path = Path(path)
+    if not path.exists(): raise FileNotFoundError(f'{path} is not there: {advice}')
+    if not path.is_file(): raise ValueError(f'{path} is not a plain file: {advice}')
+    return path
+
 def _read_weights(path):
     "A dict of tensors from a .safetensors file, or a .pth by torch's reader of tensors only"
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f'{path} is not there: give the path of the weights')
+    path = _plain(path, 'give the path of the weights')
     if path.suffix == '.safetensors': return load_tensors(path)[0]
-    return torch.load(path, map_location='cpu', weights_only=True)
+    try: sd = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception: sd = None          # torch raises a dozen kinds, and quotes what it read
+    if isinstance(sd, dict) and all(isinstance(v, torch.Tensor) for v in sd.values()): return sd
+    raise ValueError(f'{path} is damaged, or holds something other than a dict of tensors, and '
+                     'nothing else is unpickled: give the state_dict, saved as .safetensors or .pth')
 
 def _fill(net, sd, name):
     "Put weights into a network, or say in one sentence that they are another's"
@@ -141,11 +150,12 @@ def _fill(net, sd, name):
 # %% ../nbs/18d_extractors.ipynb #5327433d
 def _build(library, arch, **kwargs):
     "An untrained network of torchvision or timm"
-    if library == 'torchvision':
-        from torchvision.models import get_model
-        return get_model(arch, weights=None, **kwargs)
-    from timm import create_model
-    return create_model(arch, pretrained=False, **kwargs)
+    ours = library == 'torchvision'
+    try: found = importlib.import_module('torchvision.models' if ours else library)
+    except ModuleNotFoundError:
+        raise ValueError(f'{library} is not installed: pip install {library}') from None
+    if ours: return found.get_model(arch, weights=None, **kwargs)
+    return found.create_model(arch, pretrained=False, **kwargs)
 
 # %% ../nbs/18d_extractors.ipynb #307fa03f
 def named_extractor(
@@ -232,9 +242,7 @@ def fid_inception() -> nn.Module:
 def _inception_file(path, sha256):
     "The path of the weights, after a look at their hash"
     path = Path(path or Path(torch.hub.get_dir())/'checkpoints'/Path(INCEPTION).name)
-    if not path.exists():
-        raise FileNotFoundError(f'{path} is not there: fetch {INCEPTION} (91 MB) to that place, '
-                                'or give the path of your copy')
+    _plain(path, f'fetch {INCEPTION} (91 MB) to that place, or give the path of your copy')
     got = hashlib.sha256(path.read_bytes()).hexdigest()
     if not got.startswith(sha256):
         raise ValueError(f'{path} has SHA-256 {got[:8]}…, not {sha256}…: it is damaged '

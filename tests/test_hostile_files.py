@@ -1,5 +1,5 @@
 "Weights, cards, statistics, checkpoints, records: some 250 broken or hostile files, each read rightly or refused in one sentence; none is executed, none hangs"
-import json, os, pickle, signal, struct, warnings
+import json, os, pickle, signal, struct, sys, warnings
 from pathlib import Path
 import numpy as np
 import pytest
@@ -11,6 +11,8 @@ from common import refusals
 from miniai.checkpoint import CheckpointCB
 from miniai.core import load, log_record, read_records
 from miniai.datasets import DataLoaders
+from miniai.export import OnnxDenoiser
+from miniai.extractors import extractor_from, inception_extractor
 from miniai.karras import edm
 from miniai.learner import DeviceCB, MetricsCB, TrainLearner
 from miniai.recipes import load_denoiser
@@ -27,6 +29,11 @@ def _here(tmp_path, monkeypatch):
     def late(*a): raise AssertionError('it hangs')
     monkeypatch.chdir(tmp_path); signal.signal(signal.SIGALRM, late); signal.alarm(120); yield; signal.alarm(0)
     assert not (tmp_path/'executed').exists(), 'code in a file was run'
+
+def read_loudly(read):
+    "As `read`, after a look at what it says"
+    try: return read()
+    except (ValueError, FileNotFoundError) as e: assert '\n' not in str(e) and len(str(e)) < 300, str(e); raise
 
 def read_or_refused(read, right=lambda o: True):
     "What `read` gives, which is right; or None, where it says one printable sentence"
@@ -174,6 +181,33 @@ def test_checkpoint_of_another_state(name, checkpoint):
 def test_checkpoint_with_one_part_replaced(place, value, checkpoint):
     st.save_file(checkpoint[2], 'c.safetensors', {'format': '2', 'state': json.dumps(set_at(json.loads(checkpoint[1]), place, value))})
     read_or_refused(lambda: learner().fit(1, cbs=CheckpointCB('c')))
+
+# --- networks that score, and exported ones
+
+def network(name):
+    "What reads a file of weights of that name, or an exported network"
+    if name.endswith('onnx'): return OnnxDenoiser(name)
+    return extractor_from('torchvision:resnet18', name)
+
+NO_PTH = {k: v for k,v in spoilt(LINEAR).items() if k in ('empty', 'text', 'nul', 'pickle', 'zip')} | {'a list': [torch.ones(1)], 'numbers': {'conv1.weight': 3}, 'nothing': None}
+
+@pytest.mark.parametrize('name', NO_PTH)
+@pytest.mark.parametrize('file', ['w.pth', 'w.onnx'])
+def test_network_files(file, name):
+    v = NO_PTH[name]
+    if file == 'w.onnx': pytest.importorskip('onnxruntime', reason="onnxruntime is missing, so ONNX is not tested: pip install 'miniai[onnx]'")
+    Path(file).write_bytes(v) if isinstance(v, bytes) else torch.save(v, file)
+    with pytest.raises(ValueError, match='w.(pth|onnx) is damaged, or '): read_loudly(lambda: network(file))
+
+@pytest.mark.parametrize('make', [os.mkfifo, os.mkdir, lambda p: os.symlink('/dev/zero', p), lambda p: os.symlink('nowhere', p)], ids=['pipe', 'folder', 'device', 'gone'])
+@pytest.mark.parametrize('file', ['w.pth', 'w.safetensors', 'w.onnx', 'inception'])
+def test_network_files_that_are_none(make, file):
+    make(file); read = (lambda: inception_extractor(file)) if file == 'inception' else lambda: network(file)
+    with pytest.raises((ValueError, FileNotFoundError), match='not a plain file|is not there|does not exist|no plain file'): read_loudly(read)
+
+def test_a_library_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'timm', None); torch.save({}, 'w.pth')
+    with pytest.raises(ValueError, match='timm is not installed: pip install timm'): extractor_from('timm:convnext_tiny', 'w.pth')
 
 # --- records
 
