@@ -343,5 +343,5 @@ def fashion_mnist(
     "A `DatasetDict` (train, test; image, label) from the first source that has the data"
     from datasets import load_dataset
     where = find_data(source, say)
-    if isinstance(where, str): return load_dataset(where.partition(':')[2] or HUB_ID)
+    if where in ('hub', f'hub:{HUB_ID}'): return load_dataset(HUB_ID)
     return to_dd(image_data(where, say=lambda s: None))

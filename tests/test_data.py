@@ -134,6 +134,17 @@ def test_parquet(tmp_path):
     one = D.fashion_mnist(tmp_path/'pq'/'train-00000-of-00001.parquet', **quiet)
     assert (len(one['train']), len(one['test'])) == (27, 3)
 
+def test_one_split_on_the_hub_is_cut_as_everywhere(monkeypatch):
+    "Somebody's own images there: the same are held out by both readers; Fashion-MNIST stays as it is published"
+    import datasets
+    x,y = (a[:40] for a in D.fashion_arrays('embedded', **quiet)['train'])
+    monkeypatch.setattr(datasets, 'load_dataset', lambda hub_id: D.to_dd(dict(train=(x, y))))
+    dd,arrays = D.fashion_mnist('hub:me/own', **quiet), sources.image_data('hub:me/own', **quiet)
+    assert {k: len(v) for k,v in dd.items()} == dict(train=36, test=4) and list(dd['train'].features) == ['image', 'label']
+    for k,(images,labels) in arrays.items():
+        assert dd[k]['label'] == labels.tolist() and all(np.array_equal(np.asarray(a), b[0]) for a,b in zip(dd[k]['image'], images))
+    assert all(len(D.fashion_mnist(o, **quiet)['train']) == 40 for o in ('hub', f'hub:{D.HUB_ID}'))
+
 def test_saved_with_save_to_disk(tmp_path):
     dd = D.to_dd({'train': tuple(a[:8] for a in D.fashion_arrays('embedded', **quiet)['train'])})
     dd.save_to_disk(tmp_path/'disk'); dd['train'].save_to_disk(tmp_path/'one')

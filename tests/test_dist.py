@@ -17,6 +17,7 @@ from miniai.core import save, set_seed
 from miniai.datasets import DataLoaders, TensorLoader
 from miniai.dist import *
 from miniai.diffusion import NoiseCB
+from miniai.fid import Extractor, ImageEval
 from miniai.karras import edm
 from miniai.learner import Callback, DeviceCB, Learner, MetricsCB, TrainCB
 from miniai.recipes import diffusion_learner
@@ -64,6 +65,9 @@ if os.environ.get('EACH'):
     each['mask'] = [keep.mask.tolist()]*2 if world() == 1 else gathered(keep.mask.float()[None], 2).bool().tolist()
     for nm,t in dict(dice=once.dice, weights=drop[1].weight.detach().flatten()).items():
         each[nm] = gathered(t[None], 2).tolist() if world() > 1 else [t.tolist()]*2
+    ie = ImageEval(Extractor(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 6), torch.nn.ReLU()), 1, 8), dls, cbs=[DeviceCB('cpu')])
+    feats = shared_feats(ie, x.flip(-1)*.9)
+    each['fid'] = [float(ie.fid(feats)), float(ie.fid(x.flip(-1)*.9)), len(feats)]
 if rank() == 0:
     save(net, out/'net', losses=[r['loss'] for r in learn.metrics.history], each=each)
     save(avg.ema, out/'ema')
@@ -72,7 +76,7 @@ if rank() == 0:
 def run(folder, n, **env):
     folder.mkdir(exist_ok=True)
     (folder/'train.py').write_text(SCRIPT)
-    start = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={n}', '--master_port=0', '--rdzv-backend=c10d', '--rdzv-endpoint=localhost:0']
+    start = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={n}', '--monitor-interval=3', '--master_port=0', '--rdzv-backend=c10d', '--rdzv-endpoint=localhost:0']
     return subprocess.run([*start, str(folder/'train.py'), str(folder)], env=os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1') | env,
                           capture_output=True, text=True, timeout=240)
 
@@ -97,6 +101,7 @@ def died(tmp_path_factory):
     "Two processes, one of which was killed"
     d = tmp_path_factory.mktemp('died'); res = run(d, 2, DIE='1')
     assert res.returncode and (d/'check.safetensors').exists() and not (d/'net.safetensors').exists()
+    assert 'process 0 of 2 waited in vain for another, and stops: the same command goes on from the last checkpoint' in res.stderr
     return d
 
 def test_two_processes_train_as_one(two, one):
@@ -117,6 +122,11 @@ def test_dropout_differs_and_the_rest_does_not(two):
     "Shares of 2 and 3 rows draw differently often: weights and the next random number are the same in both, masks are not"
     each = load(two[0]/'net')[1]['each']
     assert each['dice'][0] == each['dice'][1] and each['weights'][0] == each['weights'][1] and each['mask'][0] != each['mask'][1]
+
+def test_features_are_shared(two, one):
+    "Each process computes its share, and the FID is that of one process to the last bit"
+    a,b = (load(d/'net')[1]['each']['fid'] for d in (one, two[0]))
+    assert a == b and a[0] == a[1] > 0 and a[2] == 29
 
 def test_only_the_first_process_speaks(two): assert two[1].stdout.count('speaks') == 1 and 'rank 0 speaks' in two[1].stdout
 
