@@ -51,7 +51,7 @@ def _unpack(o, tensors):
     return (tuple if kind == 'tuple' else list)(_unpack(x, tensors) for x in v)
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000020
-_KINDS = torch.Generator, np.random.Generator, random.Random
+_KINDS = torch.Generator, np.random.Generator, np.random.RandomState, random.Random
 _LEAVES = type, types.ModuleType, types.FunctionType, nn.Module, torch.Tensor, np.ndarray
 
 def _inside(o):
@@ -65,8 +65,7 @@ def _find(o, name, found, seen, depth=5):
     if id(o) in seen or isinstance(o, _LEAVES): return
     seen.add(id(o))
     if isinstance(o, _KINDS): found[name] = o
-    elif depth:
-        for k,v in _inside(o): _find(v, f'{name}.{k}', found, seen, depth-1)
+    for k,v in _inside(o) if depth else (): _find(v, f'{name}.{k}', found, seen, depth-1)
 
 def _generators(learn):
     "`{name: generator}`: those of the loaders (their samplers and data sets) and of the callbacks"
@@ -191,7 +190,7 @@ def before_fit(self:CheckpointCB, learn):
     self.on = not any(isinstance(cb, LRFinderCB) for cb in learn.cbs)
     if not self.on: return
     self.at, self.state, self.last, self.heard = (0,0), None, None, None
-    self.trained = self.ended = False
+    self.trained = self.ended = self.told = False
     self.outer, self.gens = sys.exc_info()[1], _generators(learn)
     self.settings_now = _settings(learn) | self.given
     if self.path.exists(): self._open(learn)
@@ -299,8 +298,15 @@ def _save(self:CheckpointCB, learn, at, done=''):
     state = dict(at=at, done=done, settings=self.settings_now, grads=grads, parts=parts,
                  start=self.start, now=_rng_state(self.gens))
     packed = json.dumps(_pack(state, tensors))
-    if _writes(): _write_tensors(tensors, self.path, {'format': '2', 'state': packed})
-    self.last = at
+    if not _writes() or self._write(tensors, packed, done): self.last = at
+
+@patch
+def _write(self:CheckpointCB, tensors, packed, done):     # a failure is said once, and at the end
+    try: return _write_tensors(tensors, self.path, {'format': '2', 'state': packed})
+    except (OSError, SafetensorError) as e:
+        if done or not self.told: print(f'{self.path} could not be written ({e}); training goes on, '
+                                        'and the file is as it was', flush=True)
+        self.told = True
 
 # %% ../nbs/09b_checkpoint.ipynb #9b00004d
 @patch

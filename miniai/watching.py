@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .core import save, write_atomic
+from .core import SafetensorError, save, write_atomic
 from .images import image_grid
 from .learner import Callback, CancelFitException, MetricsCB
 
@@ -75,9 +75,7 @@ class SaveGridCB(Callback):
             self._draw(learn, f'{learn.epoch:04d}')
     def _draw(self, learn, name):
         with aside(learn.model, self.seed): x = self.sampler(learn.model)
-        try: self.show(name, image_grid(x, self.ncols, scale=self.scale))
-        except OSError as e: self.trouble.note(sentence(e))
-        self.trouble.speak()
+        with self.trouble.caught(): self.show(name, image_grid(x, self.ncols, scale=self.scale))
     def show(self,
         name:str,         # of the file, without suffix
         pic:np.ndarray,   # uint8, H×W×3
@@ -132,9 +130,8 @@ class ScoreCB(Callback):
     def now(self) -> dict:
         "The scores of this epoch, sampled and computed once; {} where it is not scored"
         l,at = self.learn, (self.learn.epoch, self.learn.training)
-        last = not l.training or not len(l.dls.valid)
         if at == self.at: return self.vals
-        if not last or (l.epoch+1) % self.every: return {}
+        if l.training and len(l.dls.valid) or (l.epoch+1) % self.every: return {}
         self.at,t = at, time.process_time()
         self.vals = self._score(l.model)
         self.seconds.append(time.process_time()-t)
@@ -177,8 +174,7 @@ def _check_metric(learn, metric, said, advice=''):
 def _apprise(urls):
     "An `Apprise` with these addresses"
     out = need('apprise').Apprise()
-    for u in urls:
-        if out.add(u): continue
+    for u in [u for u in urls if not out.add(u)]:
         shown = u.split('://')[0] + '://…' if '://' in u else repr(u)
         raise ValueError(f"{shown} is no notification address that apprise knows: it should look like "
                          "'mailto://user:password@example.org' or 'json://localhost:8000'")
@@ -204,8 +200,7 @@ class NotifyCB(Callback):
             _check_metric(learn, k, f'the goal {g!r} names', advice)
         self.post = Post('NotifyCB')
     def _tell(self, title, body):
-        if not self.apprise.notify(title=title, body=body):
-            raise OSError('the message could not be delivered')
+        if not self.apprise.notify(title=title, body=body): raise OSError('the message could not be delivered')
     def after_epoch(self, learn):
         d,now = learn.metrics.history[-1], 'train' if learn.training else 'valid'
         for g,(split,k,op,v) in self.goals.items():
@@ -214,8 +209,7 @@ class NotifyCB(Callback):
             said = f"{split} {k} is {d[k]:.4g} after epoch {d['epoch']}: the goal was {g}"
             self.post.do(self._tell, f'miniai: {g}', said)
     def cleanup_fit(self, learn):
-        e,post = sys.exc_info()[1],self.post
-        self.post = None
+        e,post,self.post = sys.exc_info()[1], self.post, None
         if post and isinstance(e, Exception):
             at = f'in epoch {getattr(learn, "epoch", 0)}'
             post.do(self._tell, 'miniai: a fit failed', f'{at}: {sentence(e)}')
@@ -226,8 +220,8 @@ class _Follow(Callback):
     "Follows a metric of the validation: its best value, and the epochs since"
     order,best,since = 80, None, 0        # after `MetricsCB` and `ScoreCB`
     def before_fit(self, learn):
-        self.since,said = 0, f'{type(self).__name__} follows {self.metric!r}, which is'
-        _check_metric(learn, self.metric, said)
+        self.since,self.trouble = 0, SayOnce(type(self).__name__)
+        _check_metric(learn, self.metric, f'{type(self).__name__} follows {self.metric!r}, which is')
     def after_epoch(self, learn):
         v = math.nan if learn.training else learn.metrics.history[-1].get(self.metric, math.nan)
         if math.isnan(v): return
@@ -248,7 +242,8 @@ class SaveBestCB(_Follow):
     ): self.path,self.metric,self.lower,self.card = Path(path), metric, lower, card
     def _seen(self, learn):
         if self.since: return
-        save(learn.model, self.path, **{self.metric: self.best, 'epoch': learn.epoch} | self.card)
+        card = {self.metric: self.best, 'epoch': learn.epoch} | self.card
+        with self.trouble.caught(): save(learn.model, self.path, **card)
 
 # %% ../nbs/20a_watching.ipynb #20a00044
 class EarlyStopCB(_Follow):
@@ -274,6 +269,11 @@ class SayOnce:
         "Keep the sentence, unless there is one"
         rest = 'training goes on; what it holds of this run may be incomplete'
         self.news = self.news or f'{self.who}: {what}; {rest}'
+    @contextmanager
+    def caught(self):                # around what writes: a disk that is full is the trouble
+        try: yield
+        except (OSError, SafetensorError) as e: self.note(sentence(e))
+        self.speak()
     def speak(self):
         "Print it, unless that was done"
         if self.news and not self.told: print(self.news, flush=True)
@@ -288,15 +288,16 @@ _QUERY = re.compile(rf'([?&][^=&]{{0,40}}(?:key|sig|auth|{_SECRET})[^=&]{{0,40}}
 _NAMED = re.compile(rf'''({_SECRET}\w{{0,30}}['"\]]{{0,3}}\s{{0,9}}[:=,]\s{{0,9}}[rbf]?(['"]))(?:(?!\2).)+\2''', re.I)
 _ENV = re.compile(
     r'^([+\- ]?\s*(?:export\s+)?[A-Z0-9_]{0,40}(?:KEY|SECRET|TOKEN|PASSWORD)[A-Z0-9_]{0,40}=)[^\s\'"]+', re.M)
+_BARE = re.compile(r'''((?:api_?key|access_?key|secret|passw(?:or)?d|passphrase|_token)\w{0,30}\s?[:=]\s{0,9})'''
+    r'''(?=\S{0,80}\d)(?=\S{0,80}[a-z])[^\s'"()[\]{},;<>&]{4,400}(?![\w.(['"])''', re.I)
 _SHAPE = re.compile(r'''\b(?:sk-[\w-]{16,}|hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|xox[abprs]-[\w-]{10,}
-    |AKIA[0-9A-Z]{16}|AIza[\w-]{35}|eyJ[\w-]{10,}\.[\w-]+\.[\w-]+|[0-9a-f]{40})\b
+    |AKIA[0-9A-Z]{16}|AIza[\w-]{35}|eyJ[\w-]{10,}\.[\w-]+\.[\w-]+|[0-9a-f]{40}|glpat-[\w-]{10,})\b
+    |\b[rs]k_(?:live|test)_\w{8,}|(?<=[Bb]earer\ )(?=\S{0,200}\d)[\w.~+/=-]{6,}
     |(?<=PRIVATE\ KEY-----)(?:[^-]|-(?!----)){1,20000}''', re.X)
 
 def _mask_url(m):
-    scheme,rest = m[1],m[2]
-    if scheme.lower() not in _OPEN: return f'{scheme}://…'         # mailto, tgram, postgres…: all of it may be secret
-    rest = _HOOK.sub(r'\1/…', re.sub('^[^/]*@', '…@', rest))
-    return f'{scheme}://' + _QUERY.sub(r'\1…', rest)
+    if m[1].lower() not in _OPEN: return f'{m[1]}://…'         # mailto, tgram, postgres…: all of it may be secret
+    return f'{m[1]}://' + _QUERY.sub(r'\1…', _HOOK.sub(r'\1/…', re.sub('^[^/]*@', '…@', m[2])))
 
 # %% ../nbs/20a_watching.ipynb #20a0000e
 def mask_secrets(
@@ -304,7 +305,7 @@ def mask_secrets(
 ) -> str:
     "`text` with … in place of what looks like a password, a key or a token"
     text = _NAMED.sub(r'\1…\2', _SHAPE.sub('…', text))
-    return _ENV.sub(r'\1…', _URL.sub(_mask_url, text))
+    return _BARE.sub(r'\1…', _ENV.sub(r'\1…', _URL.sub(_mask_url, text)))
 
 # %% ../nbs/20a_watching.ipynb #20a00011
 def sentence(
@@ -342,7 +343,6 @@ class Post(SayOnce):
         "Wait for what is left to do, then say what went wrong"
         self.q.put(None)
         self.thread.join(wait)
-        n = self.q.qsize()
         if self.thread.is_alive():
-            self.note(f'{n} calls were still waiting {wait:g} s after the fit')
+            self.note(f'{self.q.qsize()} calls were still waiting {wait:g} s after the fit')
         self.speak()

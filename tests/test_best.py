@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn, optim
+from miniai import checkpoint, watching
 from miniai.accel import EMACB
 from miniai.augment import rand_flip, FlipCB, InputTransformCB
 from miniai.checkpoint import CheckpointCB
@@ -40,6 +42,23 @@ def test_the_best_epoch_is_saved(tmp_path, lower, vals, best):
         def after_epoch(self, learn): seen.append(None if learn.training else learn.model.weight.detach().clone())
     learner(vals, avg, Look(), SaveBestCB(tmp_path/'b', 'score', lower, note='mine')).fit(4); sd,card = load(tmp_path/'b')
     assert card['epoch'] == best and card['score'] == vals[best] and card['note'] == 'mine' and torch.equal(sd['weight'], seen[2*best+1])
+
+@pytest.mark.parametrize('error', [OSError(28, 'No space left on device'), SafetensorError('I/O error: No space left on device')], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize('what', ['best', 'checkpoint'])
+def test_a_disk_that_is_full(what, error, monkeypatch, tmp_path, capsys):
+    "It is said (of the checkpoint's last save again), the fit goes on to the same weights, and the old file stays"
+    whole = learner([4,3,2,1]); whole.fit(4); files = []
+    class Fill(Callback):
+        order = 200
+        def after_epoch(self, learn):
+            if learn.epoch or learn.training: return
+            files.append((tmp_path/'f.safetensors').read_bytes())
+            monkeypatch.setattr(watching if what == 'best' else checkpoint, 'save' if what == 'best' else '_write_tensors', full)
+    def full(*a, **k): raise error
+    cb = SaveBestCB(tmp_path/'f', 'score') if what == 'best' else CheckpointCB(tmp_path/'f'); l = learner([4,3,2,1], Fill()); l.fit(4, cbs=cb)
+    said = capsys.readouterr().out
+    assert said.count('No space left on device') == said.count('training goes on') == (1 if what == 'best' else 2)
+    assert torch.equal(l.model.weight, whole.model.weight) and (tmp_path/'f.safetensors').read_bytes() == files[0]
 
 @pytest.mark.parametrize('vals,ran', [([3,2,2,2,1,0], 4), ([3,2,2,1,1,1], 6), ([1]*6, 3), ([1,2,math.nan,0,5,5], 6)], ids=str)
 def test_a_fit_that_no_longer_improves_ends(vals, ran):

@@ -373,6 +373,11 @@ SECRETS = {
     "x = 'ghp_abcdefghijklmnopqrstuvwxyz'": 'ghp_abc',
     "x = 'sk-proj-abcdefghijklmnopqrstuvwxyz'": 'abcdefg',
     "wandb.login('0123456789abcdef0123456789abcdef01234567')": '01234567',
+    "password: hunter2": 'hunter2',
+    "connect(api_key=hunter2)": 'hunter2',
+    "Authorization: Bearer hunter2abc": 'hunter2',
+    "x = 'sk_live_0123456789abcdef'": '0123456789',
+    "git clone with glpat-abcdefghij0123456789": 'abcdefghij',
     "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----": 'hunter2'}
 
 @pytest.mark.parametrize('text', SECRETS)
@@ -381,7 +386,7 @@ def test_secrets_are_masked(text):
     assert SECRETS[text] not in out and '…' in out and W.mask_secrets(out) == out
 
 @pytest.mark.parametrize('text', ["tokens = tokenizer(x)", "key = jax.random.key(0)", "see https://example.org/a?b=c#d", "α = path(t)[0]",
-                                  "for k,v in d.items(): print(f'{k}: {v}')", "git clone https://github.com/fastai/nbdev"])
+                                  "for k,v in d.items(): print(f'{k}: {v}')", "git clone https://github.com/fastai/nbdev", "max_tokens=4096", "def f(password: str): return getpass()", "api_key=args.key(1)"])
 def test_what_is_no_secret_is_left(text): assert W.mask_secrets(text) == text
 
 @pytest.mark.parametrize('text', ['a', 'token', 'KEY', '?a&', '=token&', 'eyJ', 'a://', '-----BEGIN PRIVATE KEY-----'])
