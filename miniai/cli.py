@@ -38,7 +38,7 @@ from .recipes import (_at_least, _check_rates, _check_record, _labels, _net, _re
                             Card, alone, command, diffusion_learner, load_denoiser, reference_eval,
                             save_denoiser, score, small_unet)
 from .solvers import get_solver, sample
-from .watching import aside, write_png
+from .watching import SayOnce, aside, write_png
 
 # %% ../nbs/30_cli.ipynb #a88c8c18
 _MARK = dict(Software='miniai')      # in pictures: these may be drawn again
@@ -151,13 +151,13 @@ class _PreviewCB(Callback):
     "Every so many steps, 16 images by the averaged weights in a PNG; training does not notice"
     order = EMACB.order+10
     def __init__(self, path, every, avg, size, n_classes):
-        self.path,self.every,self.avg,self.size = path, every, avg, size
+        self.path,self.every,self.avg,self.size,self.trouble = path, every, avg, size, SayOnce('the preview')
         self.y = torch.arange(16) % n_classes if n_classes else None
     def after_step(self, learn):
         if (learn.epoch*len(learn.dls.train) + learn.iter + 1) % self.every: return
         with aside(learn.model) as net, self.avg.applied(net) if self.avg else nullcontext():
             x = sample(Denoiser(net, dtype=half_dtype()), 16, steps=10, y=self.y, size=self.size)
-        write_png(self.path, image_grid(x, scale=max(1, 96//self.size[-1])))
+        with self.trouble.caught(): write_png(self.path, image_grid(x, scale=max(1, 96//self.size[-1])))
 
 def _look(out, every, *args): return [_PreviewCB(f'{out}-preview.png', every, *args)] if every else []
 
