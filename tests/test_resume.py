@@ -43,7 +43,7 @@ def dls(kind):
     x,y = data(); gen = torch.Generator().manual_seed(5) if 'own' in kind else None
     if 'torch' in kind: return DataLoaders(*(DataLoader(TensorDataset(x.float()/128-1, y), BS, shuffle=s, generator=gen) for s in (True, False)))
     if 'collate' in kind:
-        rng = np.random.default_rng(3)
+        rng = np.random.RandomState(3) if 'old' in kind else np.random.default_rng(3)
         def collate(b):             # draws from two generators, between the draws of the training itself
             xs,ys = zip(*b); return torch.stack(xs) + torch.randn(1) + collate.rng.normal(), torch.stack(ys)
         collate.rng = rng
@@ -91,7 +91,7 @@ def everything(learn):
 
 def same(a, b): return torch.equal(a[0], b[0]) and a[1:] == b[1:]
 
-KINDS = ['classifier metrics', 'classifier transform', 'momentum', 'classifier torch', 'classifier torch own', 'classifier collate', 'noise', 'noise own', 'noise torch', 'noise ema', 'noise ema bf16 own',
+KINDS = ['classifier metrics', 'classifier transform', 'momentum', 'classifier torch', 'classifier torch own', 'classifier collate', 'classifier collate old', 'noise', 'noise own', 'noise torch', 'noise ema', 'noise ema bf16 own',
          'form ddpm', 'form cosine bf16', 'form edm labels', 'form flow torch own']
 KILLS = [(1, 3, True), (1, 1, True), (0, N_BATCHES-1, True), (1, 2, False), (2, -1, True), (1, -1, False), (2, N_BATCHES-1, False)]
 
