@@ -43,7 +43,9 @@ class BaseSchedCB(Callback):
         if learn.training and self.schedo is not None: self.schedo.step()
     def settings(self):
         s = self.state_dict()      # made for one length: a run that goes on must have the same
-        return {k: s[k] for k in _lengths if k in s}
+        groups = getattr(getattr(self.schedo, 'optimizer', None), 'param_groups', [])
+        top = [g['max_lr'] for g in groups if 'max_lr' in g]           # where one-cycle keeps it
+        return {k: s[k] for k in _lengths if k in s} | ({'max_lr': top} if top else {})
     def state_dict(self): return {} if self.schedo is None else plain(self.schedo.state_dict())
     def load_state_dict(self, state): self.schedo.load_state_dict(state)
 

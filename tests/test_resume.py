@@ -134,3 +134,11 @@ def test_a_part_that_is_compiled(first, tmp_path):
     again = recorded(not first); again.fit(EPOCHS, cbs=CheckpointCB(tmp_path/'c'))
     assert all(torch.equal(a, b) for a,b in zip(again.model.parameters(), whole.model.parameters()))
     assert all(torch.equal(a, b) for a,b in zip(again.cbs[2].ema.values(), whole.cbs[2].ema.values()))
+
+def test_another_highest_rate_is_refused(tmp_path):
+    "The checkpoint's own rates would be used, and nobody would know"
+    def make(max_lr):
+        set_seed(3); sched = BatchSchedCB(lambda opt: lr_scheduler.OneCycleLR(opt, max_lr, total_steps=EPOCHS*N_BATCHES))
+        return TrainLearner(classifier(), dls(''), F.cross_entropy, lr=1e-2, cbs=[DeviceCB('cpu'), sched], opt_func=optim.Adam)
+    with pytest.raises(Killed): make(0.1).fit(EPOCHS, cbs=[CheckpointCB(tmp_path/'c'), KillCB(1, 2)])
+    with pytest.raises(ValueError, match=r'max_lr was \[0.1\], now \[0.5\]'): make(0.5).fit(EPOCHS, cbs=CheckpointCB(tmp_path/'c'))
