@@ -739,6 +739,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'miniai.learner.FiniteLossCB.cleanup_fit': ('learner.html#finitelosscb.cleanup_fit', 'miniai/learner.py'),
                                 'miniai.learner.LRFinderCB': ('learner.html#lrfindercb', 'miniai/learner.py'),
                                 'miniai.learner.LRFinderCB.__init__': ('learner.html#lrfindercb.__init__', 'miniai/learner.py'),
+                                'miniai.learner.LRFinderCB._give_back': ('learner.html#lrfindercb._give_back', 'miniai/learner.py'),
                                 'miniai.learner.LRFinderCB.after_loss': ('learner.html#lrfindercb.after_loss', 'miniai/learner.py'),
                                 'miniai.learner.LRFinderCB.after_step': ('learner.html#lrfindercb.after_step', 'miniai/learner.py'),
                                 'miniai.learner.LRFinderCB.before_fit': ('learner.html#lrfindercb.before_fit', 'miniai/learner.py'),

@@ -515,8 +515,7 @@ class LRFinderCB(Callback):
         plot:bool=True,    # plot at the end
     ): self.gamma, self.max_mult, self.plot = gamma, max_mult, plot
     def before_fit(self, learn):
-        self.weights = copy.deepcopy(learn.model.state_dict())
-        self.fresh = not hasattr(learn, 'epoch')
+        self.weights, self.fresh = copy.deepcopy(learn.model.state_dict()), not hasattr(learn, 'epoch')
         self.sched = optim.lr_scheduler.ExponentialLR(learn.opt, self.gamma)
         self.lrs, self.losses, self.min = [], [], math.inf
     def after_loss(self, learn):
@@ -527,10 +526,11 @@ class LRFinderCB(Callback):
         self.lrs.append(learn.opt.param_groups[0]['lr'])
         self.losses.append(loss)
     def after_step(self, learn): self.sched.step()
+    def cleanup_fit(self, learn): self._give_back(learn)
 
 # %% ../nbs/09_learner.ipynb #09a5u352
 @patch
-def cleanup_fit(self:LRFinderCB, learn):
+def _give_back(self:LRFinderCB, learn):
     if not hasattr(self, 'weights'): return
     learn.model.load_state_dict(self.weights)
     learn.opt.zero_grad()

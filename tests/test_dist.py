@@ -65,6 +65,7 @@ if os.environ.get('EACH'):
     each['mask'] = [keep.mask.tolist()]*2 if world() == 1 else gathered(keep.mask.float()[None], 2).bool().tolist()
     for nm,t in dict(dice=once.dice, weights=drop[1].weight.detach().flatten()).items():
         each[nm] = gathered(t[None], 2).tolist() if world() > 1 else [t.tolist()]*2
+    set_seed(0)
     ie = ImageEval(Extractor(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 6), torch.nn.ReLU()), 1, 8), dls, cbs=[DeviceCB('cpu')])
     feats = shared_feats(ie, x.flip(-1)*.9)
     each['fid'] = [float(ie.fid(feats)), float(ie.fid(x.flip(-1)*.9)), len(feats)]
