@@ -354,7 +354,7 @@ def _hear(self:CheckpointCB, num, frame):
 def _stop(self:CheckpointCB):
     "If a signal was heard, do what it would have done"
     if not self.on or not self.heard: return
-    num, was = self.heard, self.was[self.heard]
+    num, was, self.heard = self.heard, self.was[self.heard], None       # it may be ignored
     self._unlisten()
     if was is signal.SIG_DFL: raise SystemExit(128+num)
     signal.raise_signal(num)

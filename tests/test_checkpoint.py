@@ -141,9 +141,21 @@ class SignalCB(Callback):
     def after_predict(self, learn):
         if learn.epoch == 1 and learn.training == self.training and learn.iter == (3 if self.training else 0): signal.raise_signal(self.num)
 
+@pytest.fixture
+def own_signals():
+    "As in a terminal: a process that was started in the background ignores Ctrl-C"
+    was = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, was)
+
+def test_a_signal_that_is_ignored_ends_nothing(tmp_path, own_signals):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    whole = learner(); whole.fit(3); learn = learner(); learn.fit(3, cbs=[CheckpointCB(tmp_path/'c'), SignalCB(signal.SIGINT)])
+    assert all(torch.equal(a, b) for a,b in zip(whole.model.parameters(), learn.model.parameters()))
+
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('num,error', [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_a_signal_leaves_a_checkpoint_and_a_sentence(tmp_path, capsys, num, error, training):
+def test_a_signal_leaves_a_checkpoint_and_a_sentence(tmp_path, capsys, num, error, training, own_signals):
     whole = learner(); whole.fit(3); learn = learner(); ck = CheckpointCB(tmp_path/'c')
     with pytest.raises(error): learn.fit(3, cbs=[ck, SignalCB(num, training)])
     where = 'after batch 4 of epoch 1' if training else 'after the training of epoch 1'
