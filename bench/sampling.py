@@ -1,6 +1,6 @@
 """What our DDIM loop costs beside diffusers' scheduler loop: the same U-Net, times and noise, paired in one process, in alternating order;
 what fifty steps of 2M around an analytic denoiser cost beside k-diffusion's; and how many images a second the shipped U-Net makes. `python bench/sampling.py [--quick]` appends to results/bench.jsonl."""
-import importlib, importlib.metadata, statistics, sys, types
+import statistics
 
 import torch
 from fastcore.script import call_parse
@@ -10,6 +10,7 @@ from miniai.ddim import sample_ddim
 from miniai.diffusion import levels, sample_loop
 from miniai.karras import from_x0, sample_dpmpp_2m, sigmas_karras, ve
 from miniai.unet import load_unet
+from peers import k_sampling
 from timing import clock, timed
 from diffusers import DDIMScheduler
 
@@ -24,12 +25,6 @@ def theirs(net, shape, steps):
     x = torch.randn(shape, device=def_device, generator=seeded())
     for t in sch.timesteps: x = sch.step(net(x, t), t, x, use_clipped_model_output=True).prev_sample
     return x.cpu()
-
-def k_sampling():
-    "`k_diffusion.sampling` alone: the package's own import wants more than is used here"
-    pkg = types.ModuleType('k_diffusion'); pkg.__path__ = [str(importlib.metadata.distribution('k-diffusion').locate_file('k_diffusion'))]
-    sys.modules |= {nm: types.ModuleType(nm) for nm in ('torchsde', 'torchdiffeq')} | {'k_diffusion': pkg}; sys.modules['torchdiffeq'].odeint = None
-    return importlib.import_module('k_diffusion.sampling')
 
 def analytic(x, sigma, m=.6, s=.3):
     "x̂0 for pixels that are -m or m, give or take s"

@@ -378,7 +378,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'miniai.diffusion._double': ('ddpm.html#_double', 'miniai/diffusion.py'),
                                   'miniai.diffusion._drop_labels': ('ddpm.html#_drop_labels', 'miniai/diffusion.py'),
                                   'miniai.diffusion._falling': ('ddpm.html#_falling', 'miniai/diffusion.py'),
-                                  'miniai.diffusion._none': ('ddpm.html#_none', 'miniai/diffusion.py'),
+                                  'miniai.diffusion._known': ('ddpm.html#_known', 'miniai/diffusion.py'),
                                   'miniai.diffusion.as_form': ('ddpm.html#as_form', 'miniai/diffusion.py'),
                                   'miniai.diffusion.beside': ('ddpm.html#beside', 'miniai/diffusion.py'),
                                   'miniai.diffusion.check_images': ('ddpm.html#check_images', 'miniai/diffusion.py'),

@@ -63,14 +63,13 @@ class ClipGradCB(Callback):
     def __init__(self,
         max_norm:float=1.,  # gradients of a larger Euclidean norm are scaled down to it
     ): self.max_norm = max_norm
-    def before_fit(self, learn):
-        self.norms,self.device = [], next(iter(learn.model.parameters()), torch.empty(0)).device
+    def before_fit(self, learn): self.norms = []
     def after_backward(self, learn):
         norm = nn.utils.clip_grad_norm_(learn.model.parameters(), self.max_norm)
         self.norms.append(norm.detach())
     def settings(self): return {'max_norm': self.max_norm}
-    def state_dict(self): return {'norms': list(self.norms)}
-    def load_state_dict(self, state): self.norms = [o.to(self.device) for o in state['norms']]
+    def state_dict(self): return {'norms': torch.tensor([o.item() for o in self.norms])}    # one tensor
+    def load_state_dict(self, state): self.norms = [*state['norms']]
 
 # %% ../nbs/17_DDPM_v2.ipynb #17a00001
 class AccumulateCB(Callback):

@@ -304,8 +304,8 @@ def _save(self:CheckpointCB, learn, at, done=''):
 def _write(self:CheckpointCB, tensors, packed, done):     # a failure is said once, and at the end
     try: return _write_tensors(tensors, self.path, {'format': '2', 'state': packed})
     except (OSError, SafetensorError) as e:
-        if done or not self.told: print(f'{self.path} could not be written ({e}); training goes on, '
-                                        'and the file is as it was', flush=True)
+        said = f'{self.path} could not be written ({e}); training goes on, and the file is as it was'
+        if done or not self.told: print(said, flush=True)
         self.told = True
 
 # %% ../nbs/09b_checkpoint.ipynb #9b00004d

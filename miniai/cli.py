@@ -34,9 +34,9 @@ from .inverse import Mask, mmps
 from .karras import edm
 from .learner import Callback, DeviceCB, ProgressCB
 from .likelihood import bits_per_dim
-from .recipes import (_at_least, _check_rates, _check_record, _labels, _net, _readable, _sides,
-                            Card, alone, command, diffusion_learner, load_denoiser, reference_eval,
-                            save_denoiser, score, small_unet)
+from .recipes import (_at_least, _check_rates, _check_record, _labels, _net, _readable,
+                            _sides, Card, alone, command, diffusion_learner, load_denoiser,
+                            reference_eval, save_denoiser, score, small_unet)
 from .solvers import get_solver, sample
 from .watching import SayOnce, aside, write_png
 

@@ -12,6 +12,7 @@ import math
 from collections import namedtuple
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from importlib import import_module
 
 import torch
 
@@ -20,17 +21,19 @@ from .learner import Callback, DeviceCB, TrainCB, as_tuple
 # %% ../nbs/15_DDPM.ipynb #4be77dbc
 PREDICTIONS = {}
 FORMS = {}
-_OURS = dict(cosine='schedules', edm='karras', flow='solvers', flow_logit='flow', table='bridge', edm_minus='bridge')
-_OUR_PREDICTIONS = dict(x0='schedules', v='schedules', flow='solvers')    # each is registered where it is defined
+_OURS = dict(cosine='schedules', edm='karras', flow='solvers', flow_logit='flow', table='bridge',
+             edm_minus='bridge')                                      # registered in these modules
+_OUR_PREDICTIONS = dict(x0='schedules', v='schedules', flow='solvers')
 
-def _none(kind, name, known, ours, advice):
-    "The sentence for a form or prediction that is not registered"
-    if name in list(ours): return f'no {kind} {name!r} yet: it is defined in miniai.{ours[name]}, so import that first'
-    return f'no {kind} {name!r}: there are {", ".join(known)}; {advice}'
+def _known(name, registry, ours):
+    "Whether a name is registered; the module of one of ours is imported when it is asked for"
+    if name not in list(registry) and name in list(ours): import_module(f'miniai.{ours[name]}')
+    return name in list(registry)
 
 def _check_prediction(form, name):
-    if name in PREDICTIONS or hasattr(form, f'{name}_pred'): return
-    raise ValueError(_none('prediction', name, PREDICTIONS, _OUR_PREDICTIONS, 'add your own with `@prediction`'))
+    if _known(name, PREDICTIONS, _OUR_PREDICTIONS) or hasattr(form, f'{name}_pred'): return
+    raise ValueError(f'no prediction {name!r}: there are {", ".join(PREDICTIONS)}; '
+                     'add your own with `@prediction`')
 
 def _double(x): return x.float() if x.device.type == 'mps' else x.double()   # no float64 there
 
@@ -89,8 +92,9 @@ def as_form(
         raise ValueError(f'a form is a `Form`, a name or a dict, got {type(form).__name__}')
     kw = dict(name=form) if isinstance(form, str) else dict(form or {})
     if 'name' not in kw: raise ValueError(f'a form has a name, as in {{"name": "edm"}}; got {form!r}')
-    if (name := kw.pop('name')) not in list(FORMS):
-        raise ValueError(_none('form', name, FORMS, _OURS, 'one of your own is known once its module is imported'))
+    if not _known(name := kw.pop('name'), FORMS, _OURS):
+        raise ValueError(f'no form {name!r}: there are {", ".join(FORMS)}; '
+                         'one of your own is known once its module is imported')
     try: return FORMS[name](**kw)
     except TypeError as e: raise ValueError(f'the form {name!r} does not take {kw}: {e}') from None
 
@@ -278,12 +282,12 @@ class Run:
         if x0.shape != x.shape:
             raise ValueError('the denoiser must return the shape it was given: '
                              f'{tuple(x.shape)}, not {tuple(x0.shape)}')
-        self._check('denoiser', level, 'the weights, and run the network in float32 if it ran in less', x0, ε)
+        self._check('denoiser', level, x0, 'the weights, and run the network in float32 if it ran in less')
         self.past = [*self.past[-3:], Eval(level, x, x0, ε)]
         return x0, ε
-    def _check(self, who, level, place, *images):
-        "The last images; raises `FloatingPointError` unless all are finite"
-        if math.isfinite(sum(o.detach().sum() for o in images)): return images[-1]
+    def _check(self, who, level, x, place):
+        "Raises `FloatingPointError` unless the images are finite"
+        if math.isfinite(x.detach().sum()): return
         raise FloatingPointError(f'the {who} returned NaN or infinity in call {self.nfe}, at '
                                  f'σ/α={ratio(level):.4g}: look for it in {place}')
 
@@ -303,8 +307,9 @@ def sample_loop(
         raise TypeError(f'a step is a function, got {step!r}: `miniai.solvers.sample` takes names')
     run = Run(den, levels, randn or (lambda: torch.randn_like(x)), y)
     for l,m in zip(levels, levels[1:]):
-        x = run._check('step', l, 'its arithmetic', step(run, x, l, m, **kw))
+        x = step(run, x, l, m, **kw)
         run.left -= 1
+        if m is levels[-1]: run._check('step', l, x, 'its arithmetic, and in ε̂')
         yield Now(m, x, run.past[-1].x0, run.nfe)
 
 # %% ../nbs/15_DDPM.ipynb #f6c8f950

@@ -515,7 +515,7 @@ class LRFinderCB(Callback):
         plot:bool=True,    # plot at the end
     ): self.gamma, self.max_mult, self.plot = gamma, max_mult, plot
     def before_fit(self, learn):
-        self.weights, self.fresh = copy.deepcopy(learn.model.state_dict()), not hasattr(learn, 'epoch')
+        self.weights,self.fresh = copy.deepcopy(learn.model.state_dict()),not hasattr(learn, 'epoch')
         self.sched = optim.lr_scheduler.ExponentialLR(learn.opt, self.gamma)
         self.lrs, self.losses, self.min = [], [], math.inf
     def after_loss(self, learn):

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['small_unet', 'suggest_sigmas', 'measured_form', 'OneCycleCB', 'orthogonal', 'MuonAdam', 'diffusion_learner', 'Card',
-           'save_denoiser', 'load_denoiser', 'reference_eval', 'ddpm_levels', 'score', 'BadInput', 'command', 'alone',
-           'edm_minus', 'table', 'flow_logit']
+           'save_denoiser', 'load_denoiser', 'reference_eval', 'ddpm_levels', 'score', 'BadInput', 'command', 'alone']
 
 # %% ../nbs/30a_recipes.ipynb #769ec82f
 import math, os, re, signal, sys, time
@@ -22,14 +21,13 @@ from torch import optim
 from torch.optim import lr_scheduler
 
 from .accel import MixedPrecision
-from .bridge import edm_minus, table
-from .core import def_device, device_name, half_dtype, locked, run_scale, save, versions, weights_path
+from .core import (def_device, device_name, half_dtype, locked, run_scale, save, versions,
+                         weights_path)
 from .datasets import fashion_dls, to_unit
 from .ddim import subsequence
 from .denoiser import Denoiser
 from .diffusion import Form, NoiseCB, as_form, ddpm, levels
 from .fid import Extractor, ImageEval
-from .flow import flow_logit
 from .images import as_text
 from .karras import edm
 from .learner import DeviceCB, Learner, MetricsCB, TrainCB, _loaders, as_tuple
@@ -37,8 +35,6 @@ from .resnet import cut_classifier, fashion_classifier
 from .sgd import BatchSchedCB
 from .solvers import sample
 from .unet import UNet, load_unet
-
-_all_ = ['edm_minus', 'table', 'flow_logit']       # who loads a card knows every form
 
 # %% ../nbs/30a_recipes.ipynb #6fd26143
 def small_unet(

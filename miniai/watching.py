@@ -200,7 +200,7 @@ class NotifyCB(Callback):
             _check_metric(learn, k, f'the goal {g!r} names', advice)
         self.post = Post('NotifyCB')
     def _tell(self, title, body):
-        if not self.apprise.notify(title=title, body=body): raise OSError('the message could not be delivered')
+        if not self.apprise.notify(body, title): raise OSError('the message could not be delivered')
     def after_epoch(self, learn):
         d,now = learn.metrics.history[-1], 'train' if learn.training else 'valid'
         for g,(split,k,op,v) in self.goals.items():

@@ -1,5 +1,5 @@
 "The samplers of `karras` are the published algorithms: k-diffusion's functions, and Algorithm 2 of Karras et al. (2022) written out, on the same noise in float64"
-import importlib, importlib.metadata, math, sys, types
+import importlib.metadata, math, sys
 import pytest
 import torch
 from miniai.denoiser import Denoiser
@@ -8,7 +8,10 @@ from miniai.karras import (denoise, draw_sigmas, edm, from_x0, sample, sample_dp
                            sample_heun, sample_lms, scalings, sigmas_karras, ve)
 from miniai.learner import DeviceCB
 from miniai.solvers import sample as sample_by_name
+from common import ROOT
 from oracles import plain, Gaussian, Network, f64, fit, gen, noise, order
+sys.path.insert(0, str(ROOT/'bench'))
+from peers import k_sampling
 
 SIZE = (3,1,4,4)
 STEPS = 5, 10, 18, 40
@@ -27,14 +30,9 @@ def ours(step, n, f=exact, **kw): return states(step, f, n, **kw)[-1][1]
 
 @pytest.fixture(scope='module')
 def k():
-    "`k_diffusion.sampling` alone: the package's own import wants wandb, clip, kornia and more. What stands in for torchsde and torchdiffeq serves functions that are not called here"
-    try: folder = importlib.metadata.distribution('k-diffusion').locate_file('k_diffusion')
+    "k-diffusion's samplers"
+    try: return k_sampling()
     except importlib.metadata.PackageNotFoundError: pytest.fail('k-diffusion is not installed: `make test` does it, or `pip install --no-deps -c constraints.txt k-diffusion`')
-    pkg = types.ModuleType('k_diffusion'); pkg.__path__ = [str(folder)]
-    stubs = {nm: types.ModuleType(nm) for nm in ('torchsde', 'torchdiffeq')}; stubs['torchdiffeq'].odeint = None
-    with pytest.MonkeyPatch.context() as mp:
-        for nm,m in (stubs | {'k_diffusion': pkg}).items(): mp.setitem(sys.modules, nm, m)
-        return importlib.import_module('k_diffusion.sampling')
 
 def theirs(sampler, n, f=exact, **kw):
     "Their sampler over our noise levels, which are float64 where theirs are float32"
