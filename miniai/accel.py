@@ -68,7 +68,7 @@ class ClipGradCB(Callback):
         norm = nn.utils.clip_grad_norm_(learn.model.parameters(), self.max_norm)
         self.norms.append(norm.detach())
     def settings(self): return {'max_norm': self.max_norm}
-    def state_dict(self): return {'norms': torch.tensor([o.item() for o in self.norms])}    # one tensor
+    def state_dict(self): return {'norms': torch.tensor([o.item() for o in self.norms])}
     def load_state_dict(self, state): self.norms = [*state['norms']]
 
 # %% ../nbs/17_DDPM_v2.ipynb #17a00001

@@ -6,7 +6,8 @@
 __all__ = ['CheckpointCB']
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000002
-import json, random, signal, sys, threading, types
+import json, random, signal, sys, threading, time, types
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +53,22 @@ def _unpack(o, tensors):
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000020
 _KINDS = torch.Generator, np.random.Generator, np.random.RandomState, random.Random
-_LEAVES = type, types.ModuleType, types.FunctionType, nn.Module, torch.Tensor, np.ndarray
+_LEAVES = type, types.ModuleType, torch.Tensor, np.ndarray
+
+def _of_function(f):
+    "What a function closes over, and the generators among its module's names"
+    cells = zip(f.__code__.co_freevars, f.__closure__ or ())
+    kept = [(k, c.cell_contents) for k,c in cells if c != types.CellType()]
+    ours = [(k, f.__globals__.get(k)) for k in f.__code__.co_names]
+    return kept + [(k, o) for k,o in ours if isinstance(o, _KINDS)]
 
 def _inside(o):
-    "What `o` holds, by name: its attributes, or the items of a small container"
+    "What `o` holds, by name: its attributes, the items of a small container, what a function uses"
     if isinstance(o, dict): return list(o.items())[:64]
     if isinstance(o, (list, tuple)): return list(enumerate(o[:64]))
+    if isinstance(o, types.FunctionType): return _of_function(o)
+    if isinstance(o, types.MethodType): return [('self', o.__self__), ('func', o.__func__)]
+    if isinstance(o, partial): return [('func', o.func), ('args', o.args), ('more', o.keywords)]
     return list(getattr(o, '__dict__', {}).items())
 
 def _find(o, name, found, seen, depth=5):
@@ -68,10 +79,11 @@ def _find(o, name, found, seen, depth=5):
     for k,v in _inside(o) if depth else (): _find(v, f'{name}.{k}', found, seen, depth-1)
 
 def _generators(learn):
-    "`{name: generator}`: those of the loaders (their samplers and data sets) and of the callbacks"
+    "`{name: generator}`: those of loaders, samplers, data sets, callbacks, model and loss"
     found, seen = {}, {id(learn)}
     for nm in ('train', 'valid'): _find(getattr(learn.dls, nm, None), nm, found, seen)
     for nm,cb in _named(learn.cbs): _find(cb, nm, found, seen)
+    for nm in ('model', 'loss_func'): _find(unwrap(getattr(learn, nm)), nm, found, seen)
     return found
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000021
@@ -120,12 +132,17 @@ def _parts(learn):
     cbs = [cb for cb in learn.cbs if hasattr(cb, 'state_dict')]
     return dict(model=_Weights(learn.model), opt=learn.opt) | dict(_named(cbs))
 
+def _plain(d): return [(k, v) for k,v in d.items() if isinstance(v, (bool, int, float, str, tuple))]
+
 def _settings(learn):
     "A run's settings: optimiser, loss, batches an epoch, and what callbacks say in `settings()`"
     opt, loss, dl = getattr(learn.opt, 'optimizer', learn.opt), learn.loss_func, learn.dls.train
-    out = dict(optimiser=type(opt).__name__, loss=getattr(loss, '__name__', type(loss).__name__),
+    f,more = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
+    if isinstance(f, nn.modules.loss._Loss): more = vars(f)
+    out = dict(optimiser=type(opt).__name__, loss=getattr(f, '__name__', type(f).__name__),
                batches=len(dl) if hasattr(dl, '__len__') else None)
-    out |= {k: v for k,v in opt.defaults.items() if isinstance(v, (bool, int, float, str, tuple))}
+    out |= {f'loss.{k}': v for k,v in _plain(more) if k != 'training'}
+    out |= _plain(opt.defaults) + ([('mom', learn.mom)] if hasattr(learn, 'mom') else [])
     for nm,cb in _named([cb for cb in learn.cbs if hasattr(cb, 'settings')]):
         out |= {f'{nm}.{k}': v for k,v in cb.settings().items()}
     return out
@@ -178,7 +195,10 @@ class CheckpointCB(Callback):
         settings:dict|None=None,  # what a run that goes on must have in common: data, seed…
     ):
         self.path, self.every, self.given = weights_path(path), every, settings or {}
-        self.on, self.was = False, {}
+        self.on, self.was, self.before, self.since = False, {}, 0., time.process_time()
+    def seconds(self) -> float:
+        "CPU seconds since this was made, and those of the run until the checkpoint it goes on from"
+        return self.before + time.process_time() - self.since
     def remove(self) -> None:
         "Delete the file, and no other: for when the run's result is saved elsewhere"
         if _writes(): self.path.unlink(missing_ok=True)
@@ -209,7 +229,8 @@ def _open(self:CheckpointCB, learn):
     "Load the checkpoint, after all that could be wrong with it has been asked"
     self.state = s = _read(self.path)
     if (m := self._wrong(learn)): raise ValueError(f'{self.path} {m}, {_anew}')
-    self.last = epoch,batch = s['at']
+    self.last,self.before = s['at'], s.get('seconds', 0.)
+    epoch,batch = self.last
     self.at = (learn.n_epochs, 0) if s['done'] == 'cancelled' else (epoch, batch)
     try: self._restore(learn)
     except _BROKEN as e:
@@ -296,7 +317,8 @@ def _save(self:CheckpointCB, learn, at, done=''):
     grads = {_bare(k): p.grad for k,p in ps if p.grad is not None}
     parts = {k: o.state_dict() for k,o in _parts(learn).items()}
     state = dict(at=at, done=done, settings=self.settings_now, grads=grads, parts=parts,
-                 start=self.start, now=_rng_state(self.gens))
+                 start=self.start,
+                 now=_rng_state(self.gens), seconds=self.seconds())
     packed = json.dumps(_pack(state, tensors))
     if not _writes() or self._write(tensors, packed, done): self.last = at
 
@@ -304,7 +326,7 @@ def _save(self:CheckpointCB, learn, at, done=''):
 def _write(self:CheckpointCB, tensors, packed, done):     # a failure is said once, and at the end
     try: return _write_tensors(tensors, self.path, {'format': '2', 'state': packed})
     except (OSError, SafetensorError) as e:
-        said = f'{self.path} could not be written ({e}); training goes on, and the file is as it was'
+        said = f'{self.path} could not be written ({e}); training goes on, the file is as it was'
         if done or not self.told: print(said, flush=True)
         self.told = True
 

@@ -27,6 +27,7 @@ from .dist import DistCB, join, on_first, rank, world
 from .guidance import guided
 from .editing import strength_sigma
 from .extractors import extractor_from
+from .features import data_hash
 from .fid import ImageEval
 from .files import brought, stack_files
 from .images import _marked
@@ -37,7 +38,7 @@ from .likelihood import bits_per_dim
 from .recipes import (_at_least, _check_rates, _check_record, _labels, _net, _readable,
                             _sides, Card, alone, command, diffusion_learner, load_denoiser,
                             reference_eval, save_denoiser, score, small_unet)
-from .solvers import get_solver, sample
+from .solvers import _by, get_solver, sample
 from .watching import SayOnce, aside, write_png
 
 # %% ../nbs/30_cli.ipynb #a88c8c18
@@ -137,9 +138,8 @@ def _may_train(out, form, force, lr, muon, every, preview):
     _at_least(0, every=every, preview=preview)
     join()
     if form not in FORMS: raise ValueError(f'no form {form!r}: there are {", ".join(FORMS)}')
-    if weights_path(out).exists() and not force:
-        raise FileExistsError(f'{weights_path(out)} exists, and nothing is overwritten: choose another name, '
-                              'or say --force')
+    if (p := weights_path(out)).exists() and not force:
+        raise FileExistsError(f'{p} exists, and nothing is overwritten: choose another name, or say --force')
 
 # %% ../nbs/30_cli.ipynb #45a80001
 def _cbs(avg, flip, look):
@@ -150,9 +150,9 @@ def _cbs(avg, flip, look):
 class _PreviewCB(Callback):
     "Every so many steps, 16 images by the averaged weights in a PNG; training does not notice"
     order = EMACB.order+10
-    def __init__(self, path, every, avg, size, n_classes):
-        self.path,self.every,self.avg,self.size,self.trouble = path, every, avg, size, SayOnce('the preview')
-        self.y = torch.arange(16) % n_classes if n_classes else None
+    def __init__(self, path, every, avg, told):
+        self.path,self.every,self.avg,self.size,self.trouble = path, every, avg, told['size'], SayOnce('the preview')
+        self.y = torch.arange(16) % k if (k := told['n_classes']) else None
     def after_step(self, learn):
         if (learn.epoch*len(learn.dls.train) + learn.iter + 1) % self.every: return
         with aside(learn.model) as net, self.avg.applied(net) if self.avg else nullcontext():
@@ -168,9 +168,14 @@ def _check(out, every, told, force):
     if force: check.remove()
     return check
 
-def _card(learn, start, drop, **told):
+def _data(dls):
+    "What names the images: a resumed run must have the same (by digits of the first thousand)"
+    x = dls.train.x; seen = data_hash([[to_unit(x[torch.arange(min(1000, len(x)))])]])
+    return dict(data=dls.name, images=seen, size=list(x.shape[1:]))
+
+def _card(learn, check, drop, **told):
     "What there is to say of a training that is over"
-    model,dls,secs = learn.model, learn.dls, round(time.process_time()-start)
+    model,dls,secs = learn.model, learn.dls, round(check.seconds())
     return Card(config=model.config, form=model.form.card(), size=list(dls.train.x.shape[1:]),
                 data=_readable(dls.name), n_train=len(dls.train.x), recipe='miniai_train', drop=drop, cpu_seconds=secs,
                 classes=None if drop is None else _readable(dls.classes), history=learn.metrics.history, **told)
@@ -211,19 +216,18 @@ def train(
     force:bool=False,  # begin anew where OUT is there already
 ):
     "Train a diffusion model, save weights and card; a killed run, called again, goes on"
-    start,avg,net = time.process_time(), EMACB(ema) if ema else None, _net(widths, patch)
+    avg,net = EMACB(ema) if ema else None, _net(widths, patch)
     _may_train(out, form, force, lr, muon, every, preview)
     dls = image_dls(data, bs, n_train, n_valid, skip=skip, size=_sides(size))
-    (drop,n_classes),chw = _labels(dls, labels, drop), list(dls.train.x.shape[1:])
+    drop,net['n_classes'] = _labels(dls, labels, drop)
     told = dict(bs=bs, ema=ema, seed=seed, drop=drop, flip=flip, optimizer=_optimizer(muon))
-    net |= dict(n_classes=n_classes)
-    more = dict(data=dls.name, n_train=n_train, n_valid=n_valid, size=chw, skip=skip, **net)
-    check,look = _check(out, every, told | more, force), _look(out, preview, avg, chw, n_classes)
+    more = dict(_data(dls), n_train=n_train, n_valid=n_valid, skip=skip, **net)
+    check,look = _check(out, every, told | more, force), _look(out, preview, avg, more)
     set_seed(seed)
     learn = diffusion_learner(dls, form, lr=lr, drop=drop, muon=muon,
                               cbs=_cbs(avg, flip, look), **net)
     learn.fit(epochs, cbs=check)
-    return _keep(learn, avg, out, _card(learn, start, epochs=epochs, lr=lr, **told), check)
+    return _keep(learn, avg, out, _card(learn, check, epochs=epochs, lr=lr, **told), check)
 
 # %% ../nbs/30_cli.ipynb #26a0c003
 def _guided(den, label, guidance):
@@ -250,8 +254,7 @@ def _seen(mask, x, size):
     "Where the mask is black: what is kept"
     m = _read(mask)
     if m.shape[-2:] != x.shape[-2:]:
-        raise ValueError(f'the mask is {m.shape[-2]}×{m.shape[-1]}, but the image is {x.shape[-2]}×{x.shape[-1]}: '
-                         'bring them to one size')
+        raise ValueError(f'the mask is {_by(m.shape[-2:])}, but the image is {_by(x.shape[-2:])}: make them one size')
     return _fitted(m, (1, *size[1:]), mask)[:1] < 0
 
 def _edited(den, image, mask, strength, n, sigmas):

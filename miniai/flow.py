@@ -85,7 +85,7 @@ def meanflow_target(
     t,    # N times in [0,1]
     r,    # N earlier times, ≤ t
 ) -> tuple:
-    "`(x_t, target)` for u: v - (t-r)·du/dt, as if it were known (Geng et al. 2025, eq. 6 and 10)"
+    "`(x_t, target)`: v - (t-r)·du/dt along u(x,t,t) (Geng et al. 2025, eq. 6; arXiv:2512.02012)"
     t_,r_ = (o.view(-1, *[1]*(x0.ndim-1)) for o in (t, r))
     x = (1-t_)*x0 + t_*eps
     with torch.no_grad():

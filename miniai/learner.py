@@ -515,7 +515,7 @@ class LRFinderCB(Callback):
         plot:bool=True,    # plot at the end
     ): self.gamma, self.max_mult, self.plot = gamma, max_mult, plot
     def before_fit(self, learn):
-        self.weights,self.fresh = copy.deepcopy(learn.model.state_dict()),not hasattr(learn, 'epoch')
+        self.weights,self.new = copy.deepcopy(learn.model.state_dict()), not hasattr(learn, 'epoch')
         self.sched = optim.lr_scheduler.ExponentialLR(learn.opt, self.gamma)
         self.lrs, self.losses, self.min = [], [], math.inf
     def after_loss(self, learn):
@@ -534,7 +534,7 @@ def _give_back(self:LRFinderCB, learn):
     if not hasattr(self, 'weights'): return
     learn.model.load_state_dict(self.weights)
     learn.opt.zero_grad()
-    if self.fresh: vars(learn).pop('epoch', None)      # as if it had never been trained
+    if self.new: vars(learn).pop('epoch', None)      # as if it had never been trained
     if not self.plot: return
     _,ax = plt.subplots(figsize=(5,3))
     ax.plot(self.lrs, self.losses)

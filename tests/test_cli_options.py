@@ -8,7 +8,7 @@ from miniai.cli import read_images, sample_images, train, write_images
 from miniai.core import load
 from miniai.learner import Callback
 from miniai.recipes import load_denoiser
-from miniai import cli
+from miniai import checkpoint, cli
 
 SMALL = dict(epochs=1, bs=8, widths='16,32', size=8, ema=.9)
 
@@ -54,6 +54,20 @@ def test_a_preview_changes_nothing(killed):
     assert Image.open('w-preview.png').size[0] > 300
     kw = dict(data='mine', flip=True, labels=True) | SMALL; went_on = bits(train(out='w', every=1, **kw))
     assert torch.equal(went_on, bits(train(out='whole', **kw))) and torch.equal(went_on, bits(train(out='seen', preview=1, **kw)))
+
+def test_other_images_of_the_same_name_and_number_do_not_go_on(killed):
+    write_images(255-read_images('mine/dark'), 'mine/dark', force=True)
+    with pytest.raises(ValueError, match=r"images was '\w{12}', now '\w{12}'"): train('mine', out='w', every=1, flip=True, labels=True, **SMALL)
+
+def test_the_card_counts_the_seconds_before_the_kill(killed, monkeypatch):
+    seen = []; read = checkpoint._read
+    monkeypatch.setattr(checkpoint, '_read', lambda path: (seen.append(s := read(path)), s | dict(seconds=s['seconds']+1000))[1])
+    assert 1000 <= card(train('mine', out='w', every=1, flip=True, labels=True, **SMALL))['cpu_seconds'] < 1100 and seen[0]['seconds'] > 0
+
+def test_a_preview_that_finds_the_disk_full(monkeypatch, capsys):
+    def full(*args): raise OSError(28, 'No space left on device')
+    kw = dict(data='mine') | SMALL; plain = bits(train(out='plain', **kw)); monkeypatch.setattr(cli, 'write_png', full)
+    assert torch.equal(plain, bits(train(out='w', preview=1, **kw))) and capsys.readouterr().out.count('No space left on device') == 1
 
 @pytest.mark.parametrize('kw,words', [(dict(flip=False), 'flip was True, now False'), (dict(drop=.5), 'drop was 0.1, now 0.5'), (dict(labels=False), 'drop was 0.1, now None'), (dict(size='8x12'), r'size was \[3, 8, 8\], now \[3, 8, 12\]'),
                                       (dict(widths='32,32'), r'widths was \[16, 32\]'), (dict(patch=1), 'patch was not given, now 1'), (dict(muon=.01), "optimizer was 'Adam', now 'Muon at 0.01 on matrices, Adam on the rest'"), (dict(n_valid=2), 'n_valid was 2000, now 2'), (dict(skip=True), 'skip was False')], ids=str)

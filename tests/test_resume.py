@@ -1,5 +1,6 @@
 "A fit that was killed, and called again, ends with the same bits as one that never was: weights, optimiser, averages, history"
 import os, signal
+from functools import partial
 import numpy as np
 import pytest
 import torch
@@ -134,6 +135,40 @@ def test_a_part_that_is_compiled(first, tmp_path):
     again = recorded(not first); again.fit(EPOCHS, cbs=CheckpointCB(tmp_path/'c'))
     assert all(torch.equal(a, b) for a,b in zip(again.model.parameters(), whole.model.parameters()))
     assert all(torch.equal(a, b) for a,b in zip(again.cbs[2].ema.values(), whole.cbs[2].ema.values()))
+
+GLOBAL = None
+def jitter_global(b): return b[0] + torch.randn(b[0].shape, generator=GLOBAL), b[1]
+class Jitter(nn.Module):
+    "A network that draws from a generator of its own"
+    def __init__(self, g): super().__init__(); self.net,self.g = classifier(), g
+    def forward(self, x): return self.net(x + torch.randn(x.shape, generator=self.g))
+
+@pytest.mark.parametrize('where', ['closure', 'partial', 'global', 'method', 'model'])
+def test_a_generator_wherever_it_is(where, tmp_path):
+    "Its draws go on, too, where a function, a part of one, or a network has it"
+    def made():
+        global GLOBAL
+        set_seed(3); GLOBAL = g = torch.Generator().manual_seed(5)
+        def closed(b): return b[0] + torch.randn(b[0].shape, generator=g), b[1]
+        def asked(b, gen): return b[0] + torch.randn(b[0].shape, generator=gen), b[1]
+        class Mine:
+            def __init__(self): self.g = g
+            def draw(self, b): return closed.__wrapped__(b, self.g)
+        closed.__wrapped__ = asked; f = dict(closure=closed, partial=partial(asked, gen=g), method=Mine().draw).get(where, jitter_global)
+        model = Jitter(g) if where == 'model' else classifier()
+        return TrainLearner(model, dls('classifier'), F.cross_entropy, lr=1e-2, cbs=[DeviceCB('cpu'), MetricsCB()] + [BatchTransformCB(f)]*(where != 'model'), opt_func=optim.Adam)
+    whole = made(); whole.fit(EPOCHS); want = everything(whole)
+    with pytest.raises(Killed): made().fit(EPOCHS, cbs=[CheckpointCB(tmp_path/'c', every=2), KillCB(1, 3)])
+    again = made(); again.fit(EPOCHS, cbs=CheckpointCB(tmp_path/'c'))
+    assert same(everything(again), want)
+
+@pytest.mark.parametrize('words,kw', [('loss.beta was 1.0, now 0.5', dict(loss=nn.SmoothL1Loss(beta=.5))), ('loss.reduction was .mean., now not given', dict(loss=partial(F.smooth_l1_loss, beta=2.))), ('mom was 0.85, now 0.5', dict(mom=.5))], ids=['beta', 'function', 'momentum'])
+def test_another_loss_or_momentum_is_refused(words, kw, tmp_path):
+    def made(loss=nn.SmoothL1Loss(), mom=.85):
+        x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)); dl = [(x, x[:,:2])]
+        return MomentumLearner(nn.Linear(4, 2), DataLoaders(dl, dl), loss, lr=1e-2, cbs=[DeviceCB('cpu')], mom=mom)
+    made().fit(1, cbs=CheckpointCB(tmp_path/'c'))
+    with pytest.raises(ValueError, match=words): made(**kw).fit(2, cbs=CheckpointCB(tmp_path/'c'))
 
 def test_another_highest_rate_is_refused(tmp_path):
     "The checkpoint's own rates would be used, and nobody would know"
