@@ -133,6 +133,7 @@ class Site:
                 f'<div class="buttons"><a href="15_DDPM.html">Read the first lesson on diffusion</a>{draw}<a href="reference.html">Reference</a></div></div>'
                 + (p.picture('samples.png', pic.read_bytes(), 'Clothes that never existed, sampled from the network that comes with the package') if pic.exists() else '') + '</header>')
         p.cells = [c for c in p.cells if not ('samples.png' in c['source'] and c['cell_type'] == 'code') and "glob('[0-9]" not in c['source']]
+        for c in p.cells: c['source'] = re.sub(r'!\[[^]]*\]\(images/samples\.png\)\s*', '', c['source'])     # the hero has it
         body = re.sub(r'<div class="row head"><h2 id="the-tour">.*?</h2></div>', '', p.render())
         lead,sep,rest = body.partition('<div class="row head">')
         body = f'{lead}<div class="row head"><h2 id="the-tour"><a href="#the-tour">The tour</a></h2></div>{cards}{sep}{rest}'

@@ -180,7 +180,8 @@ class Page:
             text += [clean(c['source']) for c in r['code']]
             carry = (self.eqs, self.lit) if is_eq[i] else ([], set())
             side = f'<div class="prose">{before}</div>' if before else ''
-            if code: out.append(f'<div class="row">{side}<div class="code">{code}</div></div>')
+            over = any(float(w) > 550 for w in re.findall(r'style="--w:([\d.]+)px', before))       # too wide to read beside code
+            if code: out.append(f'<div class="row{" over" if over else ""}">{side}<div class="code">{code}</div></div>')
             elif side: out.append(f'<div class="row wide">{side}</div>')
         flush()
         if not any(c.get('outputs') for c in self.cells if c['cell_type'] == 'code'):
