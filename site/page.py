@@ -26,6 +26,15 @@ def size(data):
     from PIL import Image
     return Image.open(io.BytesIO(data)).size
 
+def joined(cells):
+    "Cells one after the other; folded ones that follow each other are one fold"
+    out,begin,end = [], re.compile(r'<div class="cell" id="([^"]*)">(<details class="fold"><summary>[^<]*</summary>)'), '</details></div>'
+    for c in filter(None, cells):
+        a,b = begin.match(out[-1]) if out else None, begin.match(c)
+        if a and b and a[2] == b[2] and out[-1].endswith(end): out[-1] = f'{out[-1].removesuffix(end)}<span id="{b[1]}"></span>{c[b.end():]}'
+        else: out.append(c)
+    return ''.join(out)
+
 class Page:
     def __init__(self, path, site):
         self.path,self.site,self.stem = Path(path), site, Path(path).stem
@@ -176,7 +185,7 @@ class Page:
             before = ''.join(self.site.prose.render(t, self, k) for k,t in r['prose'])
             if before: text.append(strip(self.site.prose.math.plain(re.sub(r'<svg.*?</svg>', '', before, flags=re.S))))
             eqs,lit = (self.eqs, self.lit) if is_eq[i] else carry
-            code = ''.join(self.code_cell(c, before if j == 0 else '', eqs, lit) for j,c in enumerate(r['code']))
+            code = joined(self.code_cell(c, before if j == 0 else '', eqs, lit) for j,c in enumerate(r['code']))
             text += [clean(c['source']) for c in r['code']]
             carry = (self.eqs, self.lit) if is_eq[i] else ([], set())
             side = f'<div class="prose">{before}</div>' if before else ''
