@@ -1,3 +1,8 @@
 "Small image-diffusion models, paper by paper"
+import os, signal, sys
 from importlib.metadata import version
 __version__ = version("miniai")
+
+listens = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+if listens and os.path.basename(sys.argv[0] or '').startswith('miniai_'):     # a command that is still loading
+    signal.signal(signal.SIGINT, lambda *_: sys.exit('interrupted, before anything was done'))

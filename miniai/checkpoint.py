@@ -33,8 +33,9 @@ def _name(o, tensors):
 def _pack(o, tensors):
     "`o` as JSON, its tensors put into `tensors` and referred to by name"
     if isinstance(o, torch.Tensor): return _name(o, tensors)
-    if isinstance(o, (np.ndarray, np.generic)): return {'array': [str(o.dtype), o.tolist()]}
-    if isinstance(o, dict): return {'dict': [[k, _pack(v, tensors)] for k,v in o.items()]}
+    if isinstance(o, (np.ndarray, np.generic)) and o.dtype.kind != 'c':
+        return {'array': [str(o.dtype), o.tolist()]}
+    if isinstance(o, dict): return {'dict': [[_pack(p, tensors) for p in kv] for kv in o.items()]}
     if isinstance(o, (list, tuple)): return {type(o).__name__: [_pack(v, tensors) for v in o]}
     if o is not None and not isinstance(o, (bool, int, float, str)):
         raise TypeError(_odd + type(o).__name__)
@@ -48,7 +49,7 @@ def _unpack(o, tensors):
     if kind == 'tensor': return tensors[v]
     if kind == 'laid': return torch.empty_strided(tensors[v[0]].shape, v[1]).copy_(tensors[v[0]])
     if kind == 'array': return np.array(v[1], dtype=v[0])[()]
-    if kind == 'dict': return {k: _unpack(x, tensors) for k,x in v}
+    if kind == 'dict': return {_unpack(k, tensors): _unpack(x, tensors) for k,x in v}
     return (tuple if kind == 'tuple' else list)(_unpack(x, tensors) for x in v)
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000020
@@ -62,15 +63,26 @@ def _of_function(f):
     ours = [(k, f.__globals__.get(k)) for k in f.__code__.co_names]
     return kept + [(k, o) for k,o in ours if isinstance(o, _KINDS)]
 
+_THEIRS = {'builtins', 'torch', 'numpy', 'collections', 'miniai'}    # their classes hide none
+
+def _of_class(o):
+    "Functions and generators among the attributes of an object's class, and what is in its slots"
+    own = [c for c in type(o).__mro__ if c.__module__.partition('.')[0] not in _THEIRS]
+    held = [(k, v) for c in own for k,v in vars(c).items()]
+    slots = [k for c in own for k in vars(c).get('__slots__', ())]
+    return ([(k, v) for k,v in held if isinstance(v, (types.FunctionType, *_KINDS))]
+            + [(k, getattr(o, k, None)) for k in slots])
+
 def _inside(o):
-    "What `o` holds, by name: its attributes, the items of a small container, what a function uses"
-    if isinstance(o, dict): return list(o.items())[:64]
-    if isinstance(o, (list, tuple)): return list(enumerate(o[:64]))
+    "What `o` holds, by name: its attributes, the items of a container, what a function uses"
+    if isinstance(o, dict): return list(o.items())[:1000]
+    if isinstance(o, (list, tuple)): return list(enumerate(o[:1000]))
     if isinstance(o, types.FunctionType): return _of_function(o)
     if isinstance(o, types.MethodType): return [('self', o.__self__), ('func', o.__func__)]
     if isinstance(o, partial): return [('func', o.func), ('args', o.args), ('more', o.keywords)]
-    return list(getattr(o, '__dict__', {}).items())
+    return list(getattr(o, '__dict__', {}).items()) + _of_class(o)
 
+# %% ../nbs/09b_checkpoint.ipynb #9b000023
 def _find(o, name, found, seen, depth=5):
     "Put the generators that can be reached from `o` into `found`, by name"
     if id(o) in seen or isinstance(o, _LEAVES): return
@@ -186,6 +198,12 @@ def _writes():
     "Whether this process writes the file: it is alone, or the first of several"
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
+def _weights_alone(path):
+    "Whether a file holds weights, and nothing of a run"
+    try:
+        with safe_open(path, 'pt') as f: return 'state' not in (f.metadata() or {})
+    except (SafetensorError, OSError): return False
+
 class CheckpointCB(Callback):
     "Saves what a fit needs to go on exactly where it was, and goes on from it. Give it to `fit`"
     order = 90
@@ -200,7 +218,10 @@ class CheckpointCB(Callback):
         "CPU seconds since this was made, and those of the run until the checkpoint it goes on from"
         return self.before + time.process_time() - self.since
     def remove(self) -> None:
-        "Delete the file, and no other: for when the run's result is saved elsewhere"
+        "Delete the checkpoint, and nothing else: for when the run's result is saved elsewhere"
+        if _weights_alone(self.path):
+            raise ValueError(f'{self.path} holds weights and is no checkpoint: it is not deleted. '
+                             'Choose another name, or move it')
         if _writes(): self.path.unlink(missing_ok=True)
 
 # %% ../nbs/09b_checkpoint.ipynb #9b000041

@@ -6,9 +6,10 @@
 __all__ = ['draw_strip', 'quickstart', 'train', 'sample_images', 'evaluate']
 
 # %% ../nbs/30_cli.ipynb #0ef19580
-import sys, time
+import math, sys, time
 from contextlib import nullcontext
 from pathlib import Path
+from zlib import crc32
 
 import matplotlib.pyplot as plt
 import torch
@@ -29,7 +30,7 @@ from .editing import strength_sigma
 from .extractors import extractor_from
 from .features import data_hash
 from .fid import ImageEval
-from .files import brought, stack_files
+from .files import brought, room_for, stack_files
 from .images import _marked
 from .inverse import Mask, mmps
 from .karras import edm
@@ -132,14 +133,18 @@ def quickstart(
     print(f"wrote {out/'samples.png'} again, with both. How it works: nbs/15_DDPM.ipynb and on")
 
 # %% ../nbs/30_cli.ipynb #45a8ac0d
-def _may_train(out, form, force, lr, muon, every, preview):
-    "Refuse a form or a number that cannot be, and weights that are there; meet the other processes, if any"
+def _may_train(out, form, force, lr, muon, every, preview, epochs):
+    "Refuse a form or a number that cannot be, and files that are there; meet the other processes, if any"
     _check_rates(lr, *([muon] if muon else []))
     _at_least(0, every=every, preview=preview)
+    _at_least(1, epochs=epochs)
     join()
     if form not in FORMS: raise ValueError(f'no form {form!r}: there are {", ".join(FORMS)}')
-    if (p := weights_path(out)).exists() and not force:
-        raise FileExistsError(f'{p} exists, and nothing is overwritten: choose another name, or say --force')
+    ours = weights_path(out), weights_path(out).with_suffix('.json'), Path(f'{out}-preview.png')
+    there = [p for p in ours[:3 if preview else 2] if p.exists()]
+    if there and not force and not weights_path(f'{out}-checkpoint').exists():       # a run that is not over goes on
+        raise FileExistsError(f'{there[0]} exists, and nothing is overwritten: choose another name, or say --force')
+
 
 # %% ../nbs/30_cli.ipynb #45a80001
 def _cbs(avg, flip, look):
@@ -168,10 +173,11 @@ def _check(out, every, told, force):
     if force: check.remove()
     return check
 
-def _data(dls):
-    "What names the images: a resumed run must have the same (by digits of the first thousand)"
-    x = dls.train.x; seen = data_hash([[to_unit(x[torch.arange(min(1000, len(x)))])]])
-    return dict(data=dls.name, images=seen, size=list(x.shape[1:]))
+def _data(dls, drop):
+    "What names images and labels: a resumed run must have the same (by digits of a thousand each)"
+    xs = [dl.x[torch.linspace(0, len(dl.x)-1, min(1000, len(dl.x))).long()] for dl in (dls.train, dls.valid)]
+    out = dict(data=dls.name, images=data_hash([[to_unit(x)] for x in xs]), size=list(xs[0].shape[1:]))
+    return out if drop is None else out | dict(labels=crc32(bytes(dls.train.y.numpy())), classes=dls.classes)
 
 def _card(learn, check, drop, **told):
     "What there is to say of a training that is over"
@@ -217,11 +223,12 @@ def train(
 ):
     "Train a diffusion model, save weights and card; a killed run, called again, goes on"
     avg,net = EMACB(ema) if ema else None, _net(widths, patch)
-    _may_train(out, form, force, lr, muon, every, preview)
+    out = str(weights_path(out).with_suffix(''))
+    _may_train(out, form, force, lr, muon, every, preview, epochs)
     dls = image_dls(data, bs, n_train, n_valid, skip=skip, size=_sides(size))
     drop,net['n_classes'] = _labels(dls, labels, drop)
     told = dict(bs=bs, ema=ema, seed=seed, drop=drop, flip=flip, optimizer=_optimizer(muon))
-    more = dict(_data(dls), n_train=n_train, n_valid=n_valid, skip=skip, **net)
+    more = dict(_data(dls, drop), epochs=epochs, n_train=n_train, n_valid=n_valid, skip=skip, **net)
     check,look = _check(out, every, told | more, force), _look(out, preview, avg, more)
     set_seed(seed)
     learn = diffusion_learner(dls, form, lr=lr, drop=drop, muon=muon,
@@ -253,12 +260,14 @@ def _fitted(x, size, where): return to_unit(torch.from_numpy(brought(x.numpy(), 
 def _seen(mask, x, size):
     "Where the mask is black: what is kept"
     m = _read(mask)
+    if len(m) > 1: raise ValueError(f'{mask} holds {len(m)} masks: one was expected, for all images')
     if m.shape[-2:] != x.shape[-2:]:
         raise ValueError(f'the mask is {_by(m.shape[-2:])}, but the image is {_by(x.shape[-2:])}: make them one size')
     return _fitted(m, (1, *size[1:]), mask)[:1] < 0
 
 def _edited(den, image, mask, strength, n, sigmas):
     "`(denoiser, arguments of sample, what is done with its images)` to change an image or fill it"
+    room_for(8*n*math.prod(den.size or [1]), f'--n {n}')
     if image is None and (mask is not None or strength is not None):
         raise ValueError('--strength and --mask change an image: say which with --from')
     if image is None: return den, {}, lambda x: x

@@ -16,7 +16,7 @@ from torch import nn
 
 from .core import write_atomic
 from .diffusion import Level, ratio
-from .recipes import command, load_denoiser
+from .recipes import _check_record, command, load_denoiser
 
 # %% ../nbs/30b_export.ipynb #cc322453
 class Graph(nn.Module):
@@ -136,6 +136,7 @@ def export(
     "Write a trained network as an ONNX file"
     out = Path(out or f'{Path(weights).stem}.onnx')
     if out.suffix != '.onnx': raise ValueError(f'the file must end in .onnx, got {out}')
+    _check_record(out, 'the network')
     if out.exists() and not force:
         raise FileExistsError(f'{out} exists, and nothing is overwritten: '
                               'choose another name, or say --force')

@@ -10,7 +10,9 @@ __all__ = ['INCEPTION', 'Extractor', 'ToImageNet', 'named_extractor', 'extractor
 import hashlib, importlib, inspect, math, os, sys
 from functools import partial
 from pathlib import Path
+from types import FunctionType, MethodType, ModuleType
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -34,11 +36,43 @@ class _Function(nn.Module):
     def __init__(self, f):
         super().__init__()
         self.f = f
-    def forward(self, x): return self.f(x)
-    def extra_repr(self):
-        code = getattr(self.f, '__code__', None)
-        name = getattr(self.f, '__qualname__', repr(self.f).partition(' at 0x')[0])
-        return f'{name} {code.co_code.hex()} {code.co_consts} {code.co_names}' if code else name
+    def forward(self, x):
+        try: return self.f(x)
+        except Exception as e:      # whatever a user's function does, it is said whose it is
+            raise ValueError(f"the extractor's function failed on images {_by(x)}: "
+                             f'{type(e).__name__}: {e}') from e
+    def extra_repr(self): return _words(self.f)
+
+# %% ../nbs/18d_extractors.ipynb #18d00001
+def _by(x): return '×'.join(map(str, x.shape))
+
+def _held(f):
+    "What a function does and what it uses: its code, and values that it closes over or finds"
+    code = f.__code__
+    used = [f.__globals__.get(k) for k in code.co_names]
+    used = [v for v in used if isinstance(v, (int, float, str, tuple, torch.Tensor, np.ndarray))]
+    closed = [c.cell_contents for c in f.__closure__ or ()]
+    return (f.__qualname__, code.co_code.hex(), code.co_consts, code.co_names, closed, used, f.__defaults__)
+
+def _opened(o):
+    "What is inside a partial, a method, a function, a dict; else the object"
+    if isinstance(o, partial): return o.func, o.args, o.keywords
+    if isinstance(o, MethodType): return o.__self__, o.__func__
+    if isinstance(o, FunctionType): return _held(o)
+    return tuple(o.items()) if isinstance(o, dict) else o
+
+def _words(o, depth=6):
+    "A function or a value by what it does or is"
+    name,o = repr(o).partition(' at 0x')[0], _opened(o)
+    if isinstance(o, (torch.Tensor, np.ndarray)): return _digits(torch.as_tensor(o))
+    if not depth or isinstance(o, (type, ModuleType)): return name
+    if isinstance(o, (list, tuple, set)): return str([_words(v, depth-1) for v in o])
+    return type(o).__qualname__ + _words(vars(o), depth-1) if hasattr(o, '__dict__') else name
+
+def _digits(v):
+    "Twelve digits that name a tensor's values"
+    flat = v.detach().cpu().reshape(-1).contiguous().view(torch.uint8)
+    return hashlib.sha256(flat.numpy().tobytes()).hexdigest()[:12]
 
 # %% ../nbs/18d_extractors.ipynb #e0459035
 class Extractor(nn.Module):
@@ -63,7 +97,12 @@ class Extractor(nn.Module):
     def forward(self, x):
         self.check(x)
         p = next(self.model.parameters(), x)
-        return self.model(x.to(p.device).float().clamp(*self.vrange)).flatten(1)
+        feats = self.model(x.to(p.device).float().clamp(*self.vrange))
+        if not isinstance(feats, torch.Tensor) or feats.ndim < 2 or len(feats) != len(x):
+            got = _by(feats) if isinstance(feats, torch.Tensor) else type(feats).__name__
+            raise ValueError(f'{self.name} gave {got} for {len(x)} images: a tensor with one row '
+                             'of features for each was expected')
+        return feats.flatten(1)
 
 # %% ../nbs/18d_extractors.ipynb #0da5072e
 @patch
@@ -185,9 +224,14 @@ def _found(spec):
     if os.getcwd() not in sys.path: sys.path.insert(0, os.getcwd())
     if importlib.util.find_spec(mod.partition('.')[0]) is None:
         raise ValueError(f'there is no module {mod!r} here or in this environment')
-    found = getattr(importlib.import_module(mod), nm, None)
-    if found is None: raise ValueError(f'{mod} has no {nm!r}')
+    found = getattr(_imported(mod), nm, None)
+    if not callable(found): raise ValueError(f'{mod} has no {nm!r} that maps images to features')
     return found
+
+def _imported(mod):
+    try: return importlib.import_module(mod)
+    except Exception as e:      # it is the user's code: whatever it raises
+        raise ValueError(f'{mod} cannot be imported: {type(e).__name__}: {e}') from e
 
 # %% ../nbs/18d_extractors.ipynb #4f92c4de
 def extractor_from(
@@ -201,14 +245,22 @@ def extractor_from(
     if lib in ('torchvision', 'timm') and arch:
         if weights: return named_extractor(lib, arch, weights, **kwargs)
         raise ValueError(f'{spec} needs the path of its weights: nothing is downloaded')
-    found = _found(spec)
-    if not isinstance(found, nn.Module) and not _takes_images(found): found = found()
+    if weights:
+        raise ValueError(f'{spec} is your own, and loads its own weights: leave out --weights')
+    found = _made(_found(spec), spec)
     return found if isinstance(found, Extractor) else Extractor(found, (1,3), None, name=spec)
 
 def _takes_images(f):
     "Whether a function must be given something; a class never"
     params = inspect.signature(f).parameters.values()
     return not inspect.isclass(f) and any(p.default is p.empty and p.kind < 2 for p in params)
+
+# %% ../nbs/18d_extractors.ipynb #18d00002
+def _made(f, spec):
+    "What takes no argument is called, for what it makes"
+    if isinstance(f, nn.Module) or _takes_images(f): return f
+    try: return f()
+    except Exception as e: raise ValueError(f'{spec} cannot be made: {type(e).__name__}: {e}') from e
 
 # %% ../nbs/18d_extractors.ipynb #2f86d2bd
 INCEPTION = ('https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/'

@@ -59,9 +59,10 @@ def _decode(file):
     from PIL import ImageOps
     with _open(file) as im:
         if im.mode == 'F': raise ValueError('floating-point pixels')
+        im = ImageOps.exif_transpose(im)
         if im.mode.startswith('I'):
             return (np.asarray(im).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
-        im = _opaque(ImageOps.exif_transpose(im))
+        im = _opaque(im)
         return np.asarray(im.convert('L' if im.mode in _GREY else 'RGB'))
 
 # %% ../nbs/05b_files.ipynb #9b0bdce8

@@ -20,7 +20,7 @@ from fastcore.script import CliError, call_parse, is_cli
 from torch import optim
 from torch.optim import lr_scheduler
 
-from .accel import MixedPrecision
+from .accel import AccumulateCB, MixedPrecision
 from .core import (def_device, device_name, half_dtype, locked, run_scale, save, versions,
                          weights_path)
 from .datasets import fashion_dls, to_unit
@@ -94,7 +94,8 @@ class OneCycleCB(BatchSchedCB):
         _check_rates(*(lr if isinstance(lr, (list, tuple)) else [lr]))
         self.lr,self.kwargs = lr,kwargs
     def before_fit(self, learn):
-        steps = learn.n_epochs*len(learn.dls.train)
+        every = next((cb.n for cb in learn.cbs if isinstance(cb, AccumulateCB)), 1)
+        steps = learn.n_epochs*math.ceil(len(learn.dls.train)/every)
         self.sched = partial(lr_scheduler.OneCycleLR, max_lr=self.lr, total_steps=steps,
                              **self.kwargs)
         super().before_fit(learn)
@@ -277,6 +278,15 @@ def _stoppable():
             print('interrupted, and not finished: give the same command again', file=sys.stderr)
         raise SystemExit(128 + (*e.args, signal.SIGINT)[0]) from None
 
+# %% ../nbs/30a_recipes.ipynb #30a6000a
+def _sound(given):
+    "Refuse an option that is empty, and a seed that torch does not take"
+    for k,v in given.items():
+        if isinstance(v, str) and not v.strip():
+            raise ValueError(f'--{k.lower().replace("_", "-")} is empty: say what it is to be, or leave it out')
+    if not 0 <= (given.get('seed') or 0) < 2**63:
+        raise ValueError(f'--seed {given["seed"]}: a whole number from 0 to 2**63-1 was expected')
+
 # %% ../nbs/30a_recipes.ipynb #30a60005
 def command(
     f,  # a function with docments
@@ -286,6 +296,7 @@ def command(
     def _f(*args, **kwargs):
         try:
             run_scale()                       # an unknown one is refused before any work
+            _sound(signature(f).bind(*args, **kwargs).arguments)
             with _stoppable(): return f(*args, **kwargs)
         except (ValueError, OSError, FloatingPointError) as e: raise BadInput(str(e)) from e
     return call_parse(_f)
@@ -316,7 +327,9 @@ def _sides(size):
     found = re.fullmatch(r'(\d+)(?:[x×](\d+))?', '0' if size is None else str(size))
     if found is None:
         raise ValueError(f'--size {size}: a side in pixels was expected, or HEIGHTxWIDTH, e.g. 48x64')
-    return None if size is None else (int(found[1]), int(found[2] or found[1]))
+    sides = int(found[1]), int(found[2] or found[1])
+    if max(sides) > 4096: raise ValueError(f'--size {size}: sides of up to 4096 pixels were expected')
+    return None if size is None else sides
 
 def _net(widths, patch):
     "What is said of the U-Net, as `small_unet` has it"
@@ -325,6 +338,8 @@ def _net(widths, patch):
                          'e.g. 64,128')
     _at_least(1, patch=patch)
     widths = widths and dict(widths=[int(o) for o in str(widths).split(',')])
+    if widths and max(widths['widths']) > 8192:
+        raise ValueError(f'--widths {widths["widths"]}: up to 8192 channels were expected')
     return (widths or {}) | ({} if patch is None else dict(patch=patch))
 
 def _labels(dls, labels, drop):
@@ -333,15 +348,17 @@ def _labels(dls, labels, drop):
     if not labels: return None, 0
     if dls.train.y is None:
         raise ValueError(f'{dls.name} has no labels: a folder for each class was expected, or a .npz with `labels`')
-    return 0.1 if drop is None else drop, len(dls.classes or range(int(dls.train.y.max())+1))
+    n,most = len(dls.classes or range(int(dls.train.y.max())+1)), max(len(dls.train.y), 10)
+    if n > most: raise ValueError(f'{dls.name}: labels go up to {n-1}, but there are {most} images: count from 0')
+    return 0.1 if drop is None else drop, n
 
 # %% ../nbs/30a_recipes.ipynb #30a60009
-def _check_record(path):
-    "Refuse, before the work, a record that could not be written after it"
+def _check_record(path, what='the record'):
+    "Refuse, before the work, a file that could not be written after it"
     p = Path(os.path.abspath(path))
     home = next(o for o in (p, *p.parents) if o.exists())
     if home.is_dir() == (home == p) or not os.access(home, os.W_OK):
-        raise ValueError(f'the record {as_text(path)} cannot be written: a file was expected, in a folder '
+        raise ValueError(f'{what} {as_text(path)} cannot be written: a file was expected, in a folder '
                          'that is yours to write to')
 
 def _readable(o):

@@ -281,11 +281,17 @@ class SayOnce:
 
 # %% ../nbs/20a_watching.ipynb #20a0000d
 _OPEN = 'http https ftp ftps file git ssh s3 gs hf'.split()       # addresses that are not secret as a whole
-_SECRET = r'(?:api_?key|access_?key|secret|token|passw(?:or)?d|passphrase|credential)'
+_SECRET = r'(?:(?:api|access|account)_?key|secret|token|pwd|passw(?:or)?d|passphrase|credential)'
 _URL = re.compile(r'''\b([a-z][a-z0-9+.-]{0,30})://([^\s'"<>]+)''', re.I)
-_HOOK = re.compile(r'^(hooks\.[^/]+|[^/]*discord(?:app)?\.com/api/webhooks|api\.telegram\.org)/.*')
+_HOOK = re.compile(r'^(hooks\.[^/]+|[^/]*discord(?:app)?\.com/api/webhooks|api\.telegram\.org|ntfy\.sh'
+                   r'|hc-ping\.com|[^/]*webhook\.office\.com|outlook\.office(?:365)?\.com/webhook)/.*')
 _QUERY = re.compile(rf'([?&][^=&]{{0,40}}(?:key|sig|auth|{_SECRET})[^=&]{{0,40}}=)[^&#]+', re.I)
-_NAMED = re.compile(rf'''({_SECRET}\w{{0,30}}['"\]]{{0,3}}\s{{0,9}}[:=,]\s{{0,9}}[rbf]?(['"]))(?:(?!\2).)+\2''', re.I)
+_NAMED = re.compile(rf'''({_SECRET}\w{{0,30}}['"\]]{{0,3}}\s{{0,9}}[:=,]\s{{0,9}}\(?\s{{0,40}}[rbf]?'''
+                    r'''("{3}|'{3}|['"]))(?:(?!\2).)+\2''', re.I)
+_CALL = re.compile(r'''(\b(?:login|auth)\s{0,3}(?:=\s{0,3})?\()(?=[^()\n]{0,200}['"])[^()\n]{1,400}(?=\))''')
+_SAID = re.compile(r'''((?:\s-u|--user)[ =]\S{1,80}?:|--(?:password|passwd|token|api-key|secret)[ =]'''
+                   r'''|(?:Account|Access)Key=|authorization['"]?\s?[:=]\s?['"]?(?:basic|bearer|token)\ )'''
+                   r'''[^\s'";]{2,400}''', re.I)
 _ENV = re.compile(
     r'^([+\- ]?\s*(?:export\s+)?[A-Z0-9_]{0,40}(?:KEY|SECRET|TOKEN|PASSWORD)[A-Z0-9_]{0,40}=)[^\s\'"]+', re.M)
 _BARE = re.compile(r'''((?:api_?key|access_?key|secret|passw(?:or)?d|passphrase|_token)\w{0,30}\s?[:=]\s{0,9})'''
@@ -304,7 +310,7 @@ def mask_secrets(
     text:str,  # source code, a diff, an error's message
 ) -> str:
     "`text` with … in place of what looks like a password, a key or a token"
-    text = _NAMED.sub(r'\1…\2', _SHAPE.sub('…', text))
+    text = _SAID.sub(r'\1…', _CALL.sub(r'\1…', _NAMED.sub(r'\1…\2', _SHAPE.sub('…', text))))
     return _BARE.sub(r'\1…', _ENV.sub(r'\1…', _URL.sub(_mask_url, text)))
 
 # %% ../nbs/20a_watching.ipynb #20a00011
