@@ -121,7 +121,11 @@ class OnnxDenoiser:
         α,n = level.alpha, len(x)
         feed = dict(x=(x/α).float().cpu().numpy(), sigma=np.full(n, ratio(level), np.float32))
         if self.n_classes:
-            feed['y'] = np.full(n, -1) if y is None else y.cpu().numpy().astype(np.int64)
+            y = np.full(n, -1) if y is None else y.cpu().numpy().astype(np.int64)
+            feed['y'] = y
+            if not -1 <= y.min() <= y.max() < self.n_classes:
+                raise ValueError(f'labels from {y.min()} to {y.max()}: 0 to {self.n_classes-1} were '
+                                 'expected, and -1 for none')
         x0,ε = (torch.from_numpy(o).to(x) for o in self.session.run(None, feed))
         return x0, ε
 

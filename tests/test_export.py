@@ -56,6 +56,9 @@ def test_every_solver_takes_it(made):
         a,b = (sample(d, 2, solver, 4, y, device='cpu') for d in (den, onnx))
         assert torch.allclose(a, b, atol=1e-3*a.abs().max().item())
 
+def test_labels_out_of_range(made):
+    with pytest.raises(ValueError, match='labels from 3 to 10: 0 to 9 were expected'): OnnxDenoiser(made[1], 1)(torch.randn(2,1,28,28), Level(1., 1., 1.), torch.tensor([3,10]))
+
 def test_the_file_holds_half_weights_and_no_paths(made):
     import onnx
     den,path = made
