@@ -124,8 +124,8 @@ class OnnxDenoiser:
             y = np.full(n, -1) if y is None else y.cpu().numpy().astype(np.int64)
             feed['y'] = y
             if not -1 <= y.min() <= y.max() < self.n_classes:
-                raise ValueError(f'labels from {y.min()} to {y.max()}: 0 to {self.n_classes-1} were '
-                                 'expected, and -1 for none')
+                raise ValueError(f'labels from {y.min()} to {y.max()}: 0 to {self.n_classes-1} '
+                                 'were expected, and -1 for none')
         x0,ε = (torch.from_numpy(o).to(x) for o in self.session.run(None, feed))
         return x0, ε
 
