@@ -39,9 +39,9 @@ for (const eq of $$('.eq[tabindex]')) {           // by keyboard: arrows walk th
   eq.addEventListener('blur', () => { at = -1; unlight() })
 }
 
-// --- prose stays beside its code while that is read, unless it is taller than the window
+// --- prose stays beside its code while that is read, and code beside its prose, unless it is taller than the window
 
-function tall() { for (const [e, h] of $$('.row > .prose').map(e => [e, e.offsetHeight])) e.classList.toggle('tall', h > innerHeight - 90) }
+function tall() { for (const [e, h] of $$('.row > .prose, .row > .code').map(e => [e, e.offsetHeight])) e.classList.toggle('tall', h > innerHeight - 90) }
 addEventListener('resize', tall); addEventListener('load', tall)
 
 // --- copy
