@@ -2,7 +2,7 @@
 
     python experiments/judges.py       → results/eval.jsonl; what is on record is not made again
 
-`fashion_classifier` is the yardstick of all tables here; `fashion_classifier2` has half its first sizes, other training and other seeds
+`fashion_classifier` is the yardstick of all tables here; `fashion_classifier2` has half its first sizes and another training
 (experiments/classifier.py). FIDs of two classifiers have different units, so each stands beside its own floor: that of as many training images, picked at random,
 and for a network that is asked for each class alike that of training images with each class alike (model "real")."""
 import torch
