@@ -38,7 +38,7 @@ def main(
     torch.set_num_threads(1); path,evals,y = results_path('eval'), {j: reference_eval(fashion_dls(256, say=lambda s: None), j) for j in JUDGES}, torch.arange(n) % 10
     for model,solver,steps,labels in DRAWN:
         what = dict(experiment='judges', what='solver', model=model, solver=solver, steps=steps, labels=labels, n=n, seed=seed)
-        todo = [j for j in JUDGES if not read_records(path, **what, extractor=j)]
+        todo = [j for j in JUDGES if not read_records(path, **what, extractor=j, extractor_hash=evals[j].extractor.hash)]
         if not todo: continue
         x = real(n, seed) if model == 'real' else sample(load_denoiser(model), n, solver, steps, y if labels else None, seed)
         for j in todo:
