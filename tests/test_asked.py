@@ -182,6 +182,9 @@ def test_sixteen_bits_that_lie_on_their_side():
 
 @pytest.mark.parametrize('after', [.15, .6, 1.5])
 def test_ctrl_c_while_a_command_loads(after):
-    p = subprocess.Popen([Path(sys.executable).parent/'miniai_sample', '--n', '100000'], stderr=subprocess.PIPE, text=True)
-    time.sleep(after); p.send_signal(signal.SIGINT); err = p.communicate(timeout=120)[1]
+    listening = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)           # a shell's background jobs ignore it
+    p = subprocess.Popen([Path(sys.executable).parent/'miniai_sample', '--n', '100000'], stderr=subprocess.PIPE, text=True, preexec_fn=listening)
+    time.sleep(after); p.send_signal(signal.SIGINT)
+    try: err = p.communicate(timeout=60)[1]
+    finally: p.kill()
     assert p.returncode and len(err.strip().splitlines()) <= 1 or after < .5 and 'KeyboardInterrupt' in err       # Python itself had not begun
