@@ -456,7 +456,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'miniai.extractors._Function.forward': ('extractors.html#_function.forward', 'miniai/extractors.py'),
                                    'miniai.extractors._build': ('extractors.html#_build', 'miniai/extractors.py'),
                                    'miniai.extractors._by': ('extractors.html#_by', 'miniai/extractors.py'),
-                                   'miniai.extractors._digits': ('extractors.html#_digits', 'miniai/extractors.py'),
+                                   'miniai.extractors._bytes': ('extractors.html#_bytes', 'miniai/extractors.py'),
                                    'miniai.extractors._fill': ('extractors.html#_fill', 'miniai/extractors.py'),
                                    'miniai.extractors._found': ('extractors.html#_found', 'miniai/extractors.py'),
                                    'miniai.extractors._held': ('extractors.html#_held', 'miniai/extractors.py'),

@@ -44,6 +44,8 @@ class _Function(nn.Module):
     def extra_repr(self): return _words(self.f)
 
 # %% ../nbs/18d_extractors.ipynb #18d00001
+def _bytes(v): return v.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+
 def _by(x): return '×'.join(map(str, x.shape))
 
 def _held(f):
@@ -64,15 +66,10 @@ def _opened(o):
 def _words(o, depth=6):
     "A function or a value by what it does or is"
     name,o = repr(o).partition(' at 0x')[0], _opened(o)
-    if isinstance(o, (torch.Tensor, np.ndarray)): return _digits(torch.as_tensor(o))
+    if isinstance(o, (torch.Tensor, np.ndarray)): return hashlib.sha256(_bytes(torch.as_tensor(o))).hexdigest()[:12]
     if not depth or isinstance(o, (type, ModuleType)): return name
     if isinstance(o, (list, tuple, set)): return str([_words(v, depth-1) for v in o])
     return type(o).__qualname__ + _words(vars(o), depth-1) if hasattr(o, '__dict__') else name
-
-def _digits(v):
-    "Twelve digits that name a tensor's values"
-    flat = v.detach().cpu().reshape(-1).contiguous().view(torch.uint8)
-    return hashlib.sha256(flat.numpy().tobytes()).hexdigest()[:12]
 
 # %% ../nbs/18d_extractors.ipynb #e0459035
 class Extractor(nn.Module):
@@ -113,7 +110,7 @@ def check(self:Extractor,
     want = '×'.join(map(str, ('N', ' or '.join(map(str, self.channels)), *(self.size or 'HW'))))
     wrong_size = self.size and tuple(x.shape[2:]) != tuple(self.size)
     if x.ndim != 4 or not len(x) or x.shape[1] not in self.channels or wrong_size:
-        raise ValueError(f"{self.name} takes images {want}; got {'×'.join(map(str, x.shape))}: "
+        raise ValueError(f"{self.name} takes images {want}; got {_by(x)}: "
                          'crop the padding, resize, or change the channels')
     self._check_range(x.detach().float())
 
@@ -139,9 +136,7 @@ def hash(self:Extractor) -> str:
     h = hashlib.sha256(repr((list(self.channels), self.size, self.vrange)).encode())
     state = self.model.state_dict().values()
     if not state or isinstance(self.model, _Function): h.update(repr(self.model).encode())
-    for v in state:
-        flat = v.detach().cpu().reshape(-1).contiguous()
-        h.update(flat.view(torch.uint8).numpy().tobytes())
+    for v in state: h.update(_bytes(v))
     return h.hexdigest()[:12]
 
 # %% ../nbs/18d_extractors.ipynb #134d6cae

@@ -31,3 +31,17 @@ def refusals(folder, *lines):
     assert p.returncode == 0 and len(said) == len(lines) and 'Traceback' not in p.stderr, p.stdout + p.stderr
     assert all(isinstance(o, str) and '\n' not in o for o in said), said
     return said
+
+def killed_training(monkeypatch, train):
+    "Call `train` with a learner that dies after three batches"
+    import pytest
+    from miniai import cli
+    from miniai.learner import Callback
+    class Stop(Callback):
+        order = 200
+        def after_batch(self, learn):
+            if learn.training and learn.iter == 2: raise RuntimeError('killed')
+    make = cli.diffusion_learner
+    with monkeypatch.context() as m:
+        m.setattr(cli, 'diffusion_learner', lambda *args, cbs, **kw: make(*args, cbs=[*cbs, Stop()], **kw))
+        with pytest.raises(RuntimeError, match='killed'): train()

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from functools import partial
 from torch import nn, optim
+from common import killed_training
 from miniai import cli
 from miniai.accel import AccumulateCB
 from miniai.checkpoint import CheckpointCB, _pack, _unpack
@@ -52,17 +53,8 @@ def test_killed_after_the_weights(monkeypatch):
 
 # --- what a resumed run must have in common
 
-class Stop(Callback):
-    order = 200
-    def after_batch(self, learn):
-        if learn.training and learn.iter == 2: raise RuntimeError('killed')
-
 @pytest.fixture
-def killed(monkeypatch):
-    make = cli.diffusion_learner
-    with monkeypatch.context() as m:
-        m.setattr(cli, 'diffusion_learner', lambda *args, cbs, **kw: make(*args, cbs=[*cbs, Stop()], **kw))
-        with pytest.raises(RuntimeError): train('lab.npz', out='w', every=1, labels=True, n_valid=8, **SMALL)
+def killed(monkeypatch): killed_training(monkeypatch, lambda: train('lab.npz', out='w', every=1, labels=True, n_valid=8, **SMALL))
 
 @pytest.mark.parametrize('change,words', [(lambda x, y: (x, 1-y), 'labels was'), (lambda x, y: (x[:, ::-1], y), 'images was')], ids=['labels', 'images'])
 def test_other_labels_or_images(killed, change, words):

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from common import killed_training
 from miniai.cli import read_images, sample_images, train, write_images
 from miniai.core import load
-from miniai.learner import Callback
 from miniai.recipes import load_denoiser
 from miniai import checkpoint, cli
 
@@ -36,17 +36,8 @@ def test_images_are_drawn_at_that_size_and_by_label():
     w = train('mine', out='w', labels=True, **SMALL | dict(size='8x12')); x = read_images(sample_images(str(w), n=2, steps=2, label=1, guidance=2., out='x.npz'))
     assert x.shape == (2,3,8,12)
 
-class Stop(Callback):
-    order = 200
-    def after_batch(self, learn):
-        if learn.training and learn.iter == 2: raise RuntimeError('killed')
-
 @pytest.fixture
-def killed(monkeypatch):
-    make = cli.diffusion_learner
-    with monkeypatch.context() as m:
-        m.setattr(cli, 'diffusion_learner', lambda *args, cbs, **kw: make(*args, cbs=[*cbs, Stop()], **kw))
-        with pytest.raises(RuntimeError): train('mine', out='w', every=1, flip=True, labels=True, preview=2, **SMALL)
+def killed(monkeypatch): killed_training(monkeypatch, lambda: train('mine', out='w', every=1, flip=True, labels=True, preview=2, **SMALL))
 
 def test_a_preview_changes_nothing(killed):
     "It is drawn; and whether or not, and whether interrupted or not, the weights are the same to the bit"
